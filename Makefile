@@ -1,0 +1,43 @@
+# `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test lint bench clean
+BIN := .venv/bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+environment: ## make .venv and install backsolve and the tools into it
+	@docker/bootstrap.sh main
+
+demo: environment ## run examples/quickstart.py
+	@echo "==> examples/quickstart.py"
+	@$(BIN)/python examples/quickstart.py
+
+test: lint ## the checks, every test, and the JAX-sensitive tests with the oldest and newest JAX
+	@echo "==> pytest"
+	@$(BIN)/pytest
+	@docker/bootstrap.sh jax-versions
+
+lint: environment ## ruff, pyright, import-linter
+	@echo "==> ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "==> pyright"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@echo "==> lint-imports"
+	@$(BIN)/lint-imports --no-logo
+
+bench: environment ## the benchmarks, BLAS on one thread; numbers go to tests/benchmarks/results
+	@echo "==> benchmarks"
+	@mkdir -p tests/benchmarks/results
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks \
+	    -o python_files="bench_*.py test_*.py" -o timeout=0 -s \
+	    --benchmark-json=tests/benchmarks/results/latest.json
+
+clean: ## remove the environments, caches and build products
+	@echo "==> clean"
+	@rm -rf .venv .venv-oldest .venv-newest build dist src/backsolve.egg-info \
+	    .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache \
+	    examples/output tests/benchmarks/results/*.json
+	@find . -path ./.git -prune -o -name __pycache__ -prune -exec rm -rf {} +

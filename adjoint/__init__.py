@@ -1,0 +1,4 @@
+"""The engine: contract, primitives, state store, verdicts, policies, conformance.
+
+Imports jax and numpy only, and knows no library.
+"""

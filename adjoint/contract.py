@@ -1,0 +1,204 @@
+"""What a solver promises: the abstract classes that wrappers and users subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .operators import Dense, Operator, Sparse
+from .sparse import CSR
+from .status import InputError, Status
+
+__all__ = ["Capabilities", "LinearSolver", "Solution", "Solver"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Solution:
+    """What a solve returns.
+
+    Attributes:
+        value: The solution x, or NaN where the solve failed.
+        status: How the solve ended; an int32 array once it has passed through JAX.
+        stats: Numbers worth keeping, such as `"iterations"`.
+        state: Reusable work of `linear_solve` (a factorisation); host only. Its size is taken from
+            an `nbytes` attribute.
+        jacobian: The Jacobian that `state` was made from: the engine hands the state back for an
+            equal Jacobian only.
+    """
+
+    value: Any
+    status: Any = Status.SUCCESS
+    stats: dict[str, Any] = field(default_factory=dict)
+    state: Any = None
+    jacobian: Any = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a solver can do; the conformance suite checks each claim both ways.
+
+    Attributes:
+        jacobian: The form of J that `linear_solve` takes: `"dense"`, `"csr"`, `"matrix-free"`, or
+            `"auto"`: dense below a size, sparse above it.
+        multi_rhs: Whether `linear_solve` takes `(n, k)` right-hand sides beside `(n,)`, at little
+            more than the cost of one.
+        tolerance: The relative residual `‖F(x, θ)‖ / scale` that a successful solve meets.
+        reports_unsolvable: Whether `unsolvable` gives a problem that `solve` must report.
+    """
+
+    jacobian: str = "auto"
+    multi_rhs: bool = False
+    tolerance: float = 1e-8
+    reports_unsolvable: bool = False
+
+
+class Solver:
+    """A solver of `F(x, θ) = 0`, with θ the pytree `params`.
+
+    Subclass as a frozen dataclass whose fields are the library's options: solvers must be equal and
+    hash equal when their options are. Only `residual` sees JAX; the other methods see NumPy.
+    """
+
+    capabilities = Capabilities()
+
+    def residual(self, x: Any, params: Any) -> Any:
+        """Return F(x, θ) in `jax.numpy`: the declared truth, shaped like x.
+
+        Invariant: `residual(solve(params).value, params)` vanishes, to the declared tolerance.
+        """
+        raise NotImplementedError
+
+    def jacobian(self, x: Any, params: Any) -> Any:
+        """Return ∂F/∂x as an `(n, n)` array or a `CSR`, if it is known without differentiation.
+
+        Optional. Invariant: it equals the derivative of `residual`.
+        """
+        raise NotImplementedError
+
+    def pattern(self, params: Any) -> Any:
+        """Return where ∂F/∂x has entries, as a `CSR` or SciPy matrix; None to have it detected."""
+        del params
+        return None
+
+    def abstract_eval(self, params: Any) -> Any:
+        """Return x as a pytree of `jax.ShapeDtypeStruct`, without the library.
+
+        Invariant: it equals the shapes and types of `solve(params).value`.
+        """
+        raise NotImplementedError
+
+    def solve(self, params: Any) -> Solution:
+        """Solve, calling the library: NumPy in, NumPy out.
+
+        Params are float64, read-only, and die with the call. Success is whitelisted.
+        """
+        raise NotImplementedError
+
+    def linear_solve(
+        self, jacobian: Any, rhs: np.ndarray, state: Any, *, transposed: bool
+    ) -> Solution | np.ndarray:
+        """Solve `J v = rhs`, or `Jᵀ v = rhs` if transposed, with the same library.
+
+        Optional: a registered default exists. `jacobian` is an array, a `CSR` with NumPy values, or
+        a `HostOperator`; `state` is what an earlier call or `solve` returned for this Jacobian,
+        or None.
+        """
+        raise NotImplementedError
+
+    def derivative_solver(self) -> Solver | None:
+        """Return the solver of the linearised systems, or None for the registered default.
+
+        By default it is this one, if it has a `linear_solve`. An iterative solver returns one with
+        a tolerance of its own, so that a loose forward solve does not make loose derivatives.
+        """
+        return self if self.overrides("linear_solve") else None
+
+    def prepare(self, operator: Operator, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
+        """Build and compile what `linear_solve` needs for such operands, outside of callbacks."""
+        del operator, operands
+
+    def condition(self, jacobian: Any, state: Any) -> float | None:
+        """Estimate the 1-norm condition number of J, or return None for the engine's estimate."""
+        del jacobian, state
+        return None
+
+    def scale(self, x: np.ndarray) -> float:
+        """Return the length by which the residual and the error of x are judged.
+
+        A tenth of 1 + ‖x‖: an error of x moves ∂F/∂x and ∂F/∂θ too, which the verdict's estimate
+        does not follow, so that a derivative is some times worse than its point.
+        """
+        return 0.1 * (1.0 + float(np.linalg.norm(x)))
+
+    def example(self, rng: np.random.Generator) -> Any:
+        """Return params of a small, well-posed, asymmetric problem for the conformance suite.
+
+        The default is the linear system `(A, b)`.
+        """
+        n = 5
+        return rng.standard_normal((n, n)) + n * np.eye(n), rng.standard_normal(n)
+
+    def unsolvable(self, rng: np.random.Generator) -> Any:
+        """Return params that `solve` must report, if `capabilities.reports_unsolvable`.
+
+        Their shapes are those of `example(rng)`.
+        """
+        raise NotImplementedError
+
+    def overrides(self, name: str) -> bool:
+        """Tell whether a subclass defines this optional method."""
+        return getattr(type(self), name) is not getattr(Solver, name)
+
+
+class LinearSolver(Solver):
+    """A solver of `A x = b`: params are `(A, b)` with b a vector, and `linear_solve` does it all.
+
+    A is an array, a `CSR`, or whatever pytree `operator` understands.
+    """
+
+    def operator(self, matrix: Any) -> Operator:
+        """Return how A acts, given its shapes; the operands are the leaves of A."""
+        m, n = matrix.shape
+        if m != n:
+            raise InputError(f"A must be square, found shape {(m, n)}")
+        if hasattr(matrix, "operator"):  # a LinearMap
+            return matrix.operator
+        return Sparse(matrix.pattern) if isinstance(matrix, CSR) else Dense(n)
+
+    def residual(self, x, params):
+        """Return `A x − b`."""
+        matrix, b = params
+        return self.operator(matrix).matvec(jax.tree.leaves(matrix), x) - b
+
+    def abstract_eval(self, params):
+        """Return the shape and type of x: those of b."""
+        matrix, b = params
+        dtype = jnp.result_type(b.dtype, *[a.dtype for a in jax.tree.leaves(matrix)])
+        return jax.ShapeDtypeStruct(b.shape, dtype)
+
+    def solve(self, params):
+        """Solve through `linear_solve`."""
+        matrix, b = params
+        operands: Sequence[np.ndarray] = jax.tree.leaves(matrix)
+        jacobian = self.operator(matrix).host(operands)
+        return as_solution(self.linear_solve(jacobian, b, None, transposed=False))
+
+    def scale(self, x):
+        """Return ‖x‖: a linear system knows no other length, and −λ xᵀ is linear in x."""
+        return float(np.linalg.norm(x))
+
+    def unsolvable(self, rng):
+        """Return a singular system."""
+        matrix, b = self.example(rng)
+        return jax.tree.map(np.zeros_like, matrix), b
+
+
+def as_solution(result: Any) -> Solution:
+    """Accept a bare array where a method need not return more."""
+    return result if isinstance(result, Solution) else Solution(result)

@@ -1,0 +1,208 @@
+"""The host side of the primitives: NumPy and the external library, nothing of the outer JAX.
+
+`solve` is for `F(x, θ) = 0` and `linear_solve` for its linearisation. Each calls the library,
+checks what came back, and leaves the account to a `Tally`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .contract import Solution, as_solution
+from .lanes import each_lane, each_system
+from .operators import frobenius_norm
+from .problem import Problem, nested_residual, raised
+from .sparse import CSR
+from .status import InputError, Status
+from .store import Entry, Ticket, store
+from .system import solve_system
+from .tally import Tally
+from .verdict import EPS, ratio
+
+__all__ = ["batch_shape", "linear_solve", "solve"]
+
+
+def batch_shape(problem: Problem, params: Sequence[Any]) -> tuple[int, ...]:
+    """Return the batch axes of the leaves of θ, which come before their own."""
+    cores = problem.params.shapes
+    if not params or len(params[0].shape) == len(cores[0]):
+        return ()
+    return np.broadcast_shapes(
+        *[a.shape[: a.ndim - len(core)] for a, core in zip(params, cores, strict=True)]
+    )
+
+
+def solve(*params: np.ndarray, problem: Problem) -> list[np.ndarray]:
+    """Solve `F(x, θ) = 0` in every lane.
+
+    Args:
+        *params: Leaves of θ, all with the same leading batch axes, or size one along them.
+        problem: The problem.
+
+    Returns:
+        x `(*batch, n)`, the status `(*batch,) int32`, and the tickets `(*batch, 4) uint32`.
+    """
+    batch, n = batch_shape(problem, params), problem.unknown.size
+    lanes = math.prod(batch)
+    x = np.empty((*batch, n))
+    status = np.empty(lanes, np.int32)
+    tickets = np.empty((lanes, Ticket.size), np.uint32)
+    tally = Tally(problem.policy, problem.name, "primal")
+    fill = _solve_linear if problem.is_linear else _solve_general
+    fill(problem, batch, [raised(a) for a in params], tally, x, status, tickets)
+    tally.close()
+    if x.dtype != problem.unknown.dtype:
+        x = x.astype(problem.unknown.dtype)
+    return [x, status.reshape(batch), tickets.reshape(*batch, Ticket.size)]
+
+
+def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
+    """Solve `A x = b`; lanes that share A are columns of one system."""
+    *operands, b = params
+    b = b if b.shape == x.shape else np.broadcast_to(b, x.shape)
+    for index, lanes, J in each_system(batch, operands):
+        columns = b[index].reshape(-1, x.shape[-1]).T
+        system = solve_system(problem, J, columns, primal=True)
+        tally.system(system.conditioning, system.iterations, system.reuse)
+        for j, lane in enumerate(lanes):
+            ended, eta = system.status[j], system.eta[j]
+            if not tally.lane(lane, ended, primal=eta, error=system.error(j, eta)):
+                system.value[:, j] = np.nan
+            status[lane] = ended
+            # A failed solve leaves NaN: no derivative at it can be trusted.
+            relative = eta * system.norm if ended is Status.SUCCESS else np.nan
+            store.issue(
+                tickets[lane], system.entry, system.residual(j), relative, system.iterations
+            )
+        x[index] = system.value.T.reshape(x[index].shape)
+
+
+def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
+    """Solve lane by lane with the solver's own `solve`."""
+    values = x.reshape(-1, x.shape[-1])
+    for lane, θ in each_lane(batch, params):
+        solution = _call(problem, θ)
+        ended, value = solution.status, solution.value
+        F, relative, entry = np.zeros(x.shape[-1]), np.nan, None
+        if ended is Status.SUCCESS:
+            F = nested_residual(problem)(value, *θ)
+            with np.errstate(over="ignore", invalid="ignore"):
+                relative = ratio(frobenius_norm(F), problem.solver.scale(value))
+            entry = _keep_state(problem, solution)
+        iterations = int(solution.stats.get("iterations", 0))
+        tally.system(None, iterations, "" if entry is None else "new")
+        values[lane] = value if tally.lane(lane, ended, primal=relative) else np.nan
+        status[lane] = ended
+        store.issue(tickets[lane], entry, F, relative, iterations)
+
+
+def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
+    """Call the library's `solve`, and let nothing but success pass for it."""
+    for array in θ:
+        # Infinite is a bound that is not there; NaN is nothing.
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            return Solution(np.nan, Status.NONFINITE_INPUT)
+    try:
+        solution = as_solution(problem.solver.solve(problem.params.unflatten(_copies(θ))))
+    except np.linalg.LinAlgError:
+        return Solution(np.nan, Status.SINGULAR)
+    except MemoryError:
+        return Solution(np.nan, Status.OUT_OF_MEMORY)
+    if not isinstance(solution.status, Status):
+        solution.status = Status.UNKNOWN
+    if solution.status is not Status.SUCCESS:
+        return solution
+    solution.value = _vector(problem, solution.value)
+    if not np.isfinite(solution.value).all():
+        solution.status = Status.NONFINITE_OUTPUT
+    return solution
+
+
+def _copies(θ: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return read-only copies: compiled code, as under SciPy's `overwrite_a`, ignores the flag."""
+    copies = [np.array(array) for array in θ]
+    for copy in copies:
+        copy.setflags(write=False)
+    return copies
+
+
+def _vector(problem: Problem, value: Any) -> np.ndarray:
+    """Return the value as a float64 vector, if it has the declared shapes."""
+    unknown = problem.unknown
+    leaves = [np.asarray(leaf) for leaf in unknown.treedef.flatten_up_to(value)]
+    if [leaf.shape for leaf in leaves] != list(unknown.shapes):
+        raise InputError(
+            f"{problem.name}: solve returned shapes {[leaf.shape for leaf in leaves]}, but "
+            f"{list(unknown.shapes)} was declared (by abstract_eval, or like=)"
+        )
+    return np.asarray(unknown.pack(unknown.unflatten(leaves)), np.float64)
+
+
+def _keep_state(problem: Problem, solution: Solution) -> Entry | None:
+    """Store the work of a solve for the linear solves at its solution."""
+    if solution.state is None:
+        return None
+    if solution.jacobian is None:
+        raise InputError(
+            f"{problem.name}: solve returned a state without the jacobian that it belongs to"
+        )
+    J = solution.jacobian
+    operands = [np.asarray(J.data if isinstance(J, CSR) else J, np.float64)]
+    entry, _ = store.find((problem.linear, problem.operator), operands)
+    with entry.lock:
+        entry.state = solution.state
+        store.keep(entry)
+    return entry
+
+
+def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> list[np.ndarray]:
+    """Solve `J v = r`, or `Jᵀ v = r`, in every lane.
+
+    Args:
+        *arrays: The operands of J, then r `(*batch, n)`, then the tickets; operands and tickets
+            have the batch axes of r, or size one along them.
+        problem: The problem.
+        transposed: Whether to solve with Jᵀ.
+
+    Returns:
+        v, shaped like r.
+    """
+    *operands, rhs, tickets = arrays
+    batch, n = rhs.shape[:-1], rhs.shape[-1]
+    r, v = raised(rhs), np.empty(rhs.shape)
+    if tickets.shape[:-1] != batch:
+        tickets = np.broadcast_to(tickets, (*batch, Ticket.size))
+    name = getattr(problem.linear, "name", type(problem.linear).__name__)
+    tally = Tally(problem.policy, name, "adjoint" if transposed else "tangent")
+    for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
+        columns, tags = r[index].reshape(-1, n).T, tickets[index].reshape(-1, Ticket.size)
+        system = solve_system(problem, J, columns, tags[0], transposed=transposed)
+        tally.system(system.conditioning, system.iterations, system.reuse)
+        for j, lane in enumerate(lanes):
+            λ = system.value[:, j]
+            eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
+            keep = tally.lane(
+                lane,
+                system.status[j],
+                primal=eta,
+                linear=system.linear_residual[j],
+                error=system.error(j, eta + system.eta[j]),
+                weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
+            )
+            if not keep:
+                λ[:] = np.nan
+        v[index] = system.value.T.reshape(v[index].shape)
+    tally.close()
+    return [v if v.dtype == rhs.dtype else v.astype(rhs.dtype)]
+
+
+def _dual_weighted_residual(ticket: np.ndarray, λ: np.ndarray) -> float | None:
+    """Return −λᵀF(x̂, θ), if the solve that the ticket names is remembered."""
+    F = store.residual(ticket)
+    if F is None or F.shape != λ.shape:  # forgotten, or a ticket that is not of this problem
+        return None
+    return -float(λ @ F)

@@ -1,0 +1,48 @@
+"""JAXopt's form of a linear solver: a JAX function `solve(matvec, b)`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from .contract import Capabilities, Solver
+from .jax_compat import NestedFunction
+from .operators import HostOperator
+
+__all__ = ["LinearFunction"]
+
+
+@dataclass(frozen=True)
+class LinearFunction(Solver):
+    """A linear solver given as a JAX function `solve(matvec, b)`, run on the second client."""
+
+    fun: Callable[..., Any]
+    capabilities = Capabilities(jacobian="matrix-free")
+
+    @property
+    def name(self) -> str:
+        """Name in records."""
+        return getattr(self.fun, "__name__", "solve")
+
+    def linear_solve(self, jacobian: HostOperator, rhs, state, *, transposed):
+        """Call the function."""
+        del state
+        nested = _nested_solve(self.fun, jacobian.operator, transposed)
+        return nested(rhs, *jacobian.operands)
+
+    def prepare(self, operator, operands):
+        """Compile it."""
+        rhs = jax.ShapeDtypeStruct((operator.n,), np.float64)
+        for transposed in (False, True):
+            _nested_solve(self.fun, operator, transposed).warm(rhs, *operands)
+
+
+@functools.lru_cache(maxsize=128)
+def _nested_solve(fun: Callable, operator: Any, transposed: bool) -> NestedFunction:
+    product = operator.rmatvec if transposed else operator.matvec
+    return NestedFunction(lambda b, *operands: fun(lambda v: product(operands, v), b))

@@ -1,0 +1,202 @@
+"""From a declared residual to its Jacobian, in the form that the linear solver takes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .contract import Solver
+from .jax_compat import NestedFunction
+from .operators import Dense, MatrixFree, Operator, Sparse
+from .registry import get_solver
+from .sparse import CSR, Pattern, as_csr
+from .status import InputError, SolverNotFound
+from .trees import Tree
+
+__all__ = ["DENSE_LIMIT", "FlatResidual", "Linearization", "choose_linearization"]
+
+# Below this size a dense Jacobian (n JVPs in one batch, one LU) is faster than a coloured one.
+DENSE_LIMIT = 500
+
+
+@dataclass(frozen=True)
+class FlatResidual:
+    """F as a function of a vector x and the leaves of θ; equal residuals hash equal."""
+
+    solver: Solver
+    params: Tree
+    unknown: Tree
+
+    def __call__(self, x: Any, params: Sequence[Any]) -> jax.Array:
+        """Return F(x, θ) as a vector."""
+        F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
+        vector = self.unknown.pack(F)
+        if vector.shape != x.shape:
+            raise InputError(
+                f"the residual of {type(self.solver).__name__} has {vector.size} entries for "
+                f"{x.size} unknowns: F(x, params) must have the shape of x"
+            )
+        return vector
+
+    def product(self, operands: Sequence[Any], v: Any) -> jax.Array:
+        """Return `(∂F/∂x) v` at the operands `(x, *θ)`."""
+        x, *params = operands
+        _, Jv = jax.jvp(lambda x: self(x, params), (x,), (v,))
+        return Jv
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """How J's operands are computed from x and θ. This one: J is among the params themselves."""
+
+    operator: Operator
+
+    def check(self, F: FlatResidual) -> None:
+        """Check what the user said of J, if anything."""
+
+    def __call__(self, F: FlatResidual, x: Any, params: Sequence[Any]) -> list[Any]:
+        """Return the operands of J at (x, θ)."""
+        del F, x
+        return list(params[:-1])
+
+
+@dataclass(frozen=True)
+class _Declared(Linearization):
+    """The solver's own `jacobian`."""
+
+    def __call__(self, F, x, params):
+        J = F.solver.jacobian(F.unknown.unpack(x), F.params.unflatten(params))
+        return [J.data if isinstance(J, CSR) else jnp.asarray(J)]
+
+
+@dataclass(frozen=True)
+class _Dense(Linearization):
+    """n JVPs, in one batch."""
+
+    def __call__(self, F, x, params):
+        return [jax.jacfwd(lambda x: F(x, params))(x)]
+
+
+@dataclass(frozen=True)
+class _MatrixFree(Linearization):
+    """Products only."""
+
+    def __call__(self, F, x, params):
+        del F
+        return [x, *params]
+
+
+@dataclass(frozen=True)
+class _Coloured(Linearization):
+    """One JVP per colour: columns of one colour share no row (Curtis, Powell and Reid, 1974)."""
+
+    colouring: Colouring
+    given: bool  # whether the pattern was given, and so may be wrong
+
+    def check(self, F):
+        """Compare J z with a JVP, at random x and θ, if the pattern was given.
+
+        Raises:
+            InputError: If an entry is missing.
+        """
+        if self.given:
+            _check_pattern(self, F)
+
+    def __call__(self, F, x, params):
+        pattern, colours = self.colouring.pattern, self.colouring.colours
+        # The barrier keeps XLA from folding the seeds into constants.
+        count = lax.optimization_barrier(jnp.arange(self.colouring.count))
+        J = jax.vmap(
+            lambda c: F.product([x, *params], (jnp.asarray(colours) == c).astype(x.dtype))
+        )(count)
+        return [J[colours[pattern.indices], pattern.rows]]
+
+
+class Colouring:
+    """A colour for each column; hashed by identity, made once per pattern."""
+
+    def __init__(self, pattern: Pattern, colours: np.ndarray, count: int):
+        self.pattern, self.colours, self.count = pattern, np.asarray(colours, np.int32), int(count)
+
+
+@functools.lru_cache(maxsize=64)
+def _colour(pattern: Pattern) -> Colouring:
+    return Colouring(pattern, *_sparsity_tool().colour(pattern))
+
+
+@functools.lru_cache(maxsize=256)
+def _check_pattern(linearization: _Coloured, F: FlatResidual) -> None:
+    pattern = linearization.colouring.pattern
+    rng = np.random.default_rng(0)
+    x, z = rng.standard_normal((2, F.unknown.size))
+    params = [
+        rng.standard_normal(s.shape)
+        if jnp.issubdtype(s.dtype, jnp.floating)
+        else np.ones(s.shape, s.dtype)
+        for s in F.params.structs()
+    ]
+
+    def products(x, z, *params):
+        (values,) = linearization(F, x, params)
+        return CSR.of(values, pattern) @ z, F.product([x, *params], z)
+
+    got, truth = NestedFunction(products).in_fresh_thread(x, z, *params)
+    scale = np.abs(truth).max(initial=0.0)
+    wrong = np.flatnonzero(np.abs(got - truth) > 1e-6 * scale)  # none, if they are not finite
+    if wrong.size:
+        raise InputError(
+            f"pattern misses entries of the Jacobian in {wrong.size} rows, first in row {wrong[0]}"
+        )
+
+
+def _sparsity_tool() -> Any:
+    return get_solver("sparsity")
+
+
+def choose_linearization(F: FlatResidual) -> Linearization:
+    """Choose the form of J: declared, or as the solver's capabilities say, or by size."""
+    solver, n = F.solver, F.unknown.size
+    if solver.overrides("jacobian"):
+        return _Declared(_declared_operator(F))
+    form, given = solver.capabilities.jacobian, solver.pattern(F.params.abstract())
+    if form == "auto":
+        form = "csr" if given is not None or n > DENSE_LIMIT else "dense"
+    if form == "dense":
+        return _Dense(Dense(n))
+    if form == "matrix-free":
+        return _MatrixFree(MatrixFree(n, F.product))
+    if given is None:
+        pattern = _detect_pattern(F)
+    else:
+        pattern = given if isinstance(given, Pattern) else as_csr(given, "pattern").pattern
+    if pattern.shape != (n, n):
+        raise InputError(f"pattern has shape {pattern.shape} for {n} unknowns")
+    return _Coloured(Sparse(pattern), _colour(pattern), given is not None)
+
+
+def _declared_operator(F: FlatResidual) -> Operator:
+    J = jax.eval_shape(F.solver.jacobian, F.unknown.abstract(), F.params.abstract())
+    n = F.unknown.size
+    if np.shape(J) != (n, n):
+        raise InputError(
+            f"the Jacobian of {type(F.solver).__name__} has shape {np.shape(J)} for {n} unknowns"
+        )
+    return Sparse(J.pattern) if isinstance(J, CSR) else Dense(n)
+
+
+def _detect_pattern(F: FlatResidual) -> Pattern:
+    try:
+        return _sparsity_tool().detect(F)
+    except SolverNotFound as error:
+        raise SolverNotFound(
+            f"the Jacobian of {F.unknown.size} unknowns is too large to be dense (limit "
+            f"{DENSE_LIMIT}) and its sparsity is not known: give pattern=, or "
+            f"jacobian='matrix-free', or let it be detected ({error})"
+        ) from error

@@ -1,0 +1,214 @@
+"""How a Jacobian is stored and how it acts on a vector.
+
+An operator is static: its numbers, the *operands*, travel through JAX beside it. It acts twice,
+in JAX (to be differentiated) and in NumPy (to check residuals on the host); the conformance suite
+holds the two to each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .jax_compat import NestedFunction
+from .sparse import CSR, Pattern
+
+__all__ = ["Dense", "HostOperator", "MatrixFree", "Operator", "Sparse", "frobenius_norm"]
+
+
+def frobenius_norm(array: np.ndarray) -> float:
+    """Return the root of the sum of squares; NaN or inf if the array holds one."""
+    flat = array if array.ndim == 1 else array.ravel(order="K")
+    squares = float(np.dot(flat, flat))
+    if 1e-290 < squares < 1e290:
+        return math.sqrt(squares)
+    largest = float(np.abs(flat).max(initial=0.0))  # beyond the range of squares, or not finite
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    flat = flat / largest
+    return largest * math.sqrt(float(np.dot(flat, flat)))
+
+
+class Operator:
+    """A square matrix J of size `n`, as a function of its operands."""
+
+    n: int
+
+    def matvec(self, operands: Sequence[Any], v: Any) -> jax.Array:
+        """Return `J v` in JAX, differentiable in the operands; `v` is `(n,)`."""
+        raise NotImplementedError
+
+    def rmatvec(self, operands: Sequence[Any], v: Any) -> jax.Array:
+        """Return `Jᵀ v` in JAX."""
+        (result,) = jax.linear_transpose(lambda u: self.matvec(operands, u), v)(v)
+        return result
+
+    def host(self, operands: Sequence[np.ndarray]) -> Any:
+        """Return J as `linear_solve` receives it."""
+        raise NotImplementedError
+
+    def apply(self, operands: Sequence[np.ndarray], v: np.ndarray, *, transposed: bool):
+        """Return `J v` or `Jᵀ v` in NumPy; `v` is `(n,)` or `(n, k)`."""
+        raise NotImplementedError
+
+    def norm(self, operands: Sequence[np.ndarray]) -> float:
+        """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dense(Operator):
+    """A dense matrix; its operand is the `(n, n)` array."""
+
+    n: int
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return operands[0] @ v
+
+    def rmatvec(self, operands, v):
+        """Return `Jᵀ v`."""
+        return v @ operands[0]
+
+    def host(self, operands):
+        """Return the array."""
+        return operands[0]
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply in NumPy."""
+        return (operands[0].T if transposed else operands[0]) @ v
+
+    def norm(self, operands):
+        """Return the Frobenius norm."""
+        return frobenius_norm(operands[0])
+
+
+@dataclass(frozen=True)
+class Sparse(Operator):
+    """A CSR matrix; its operand is the `(nnz,)` array of values."""
+
+    pattern: Pattern
+
+    @property
+    def n(self) -> int:
+        """Size of the matrix."""
+        return self.pattern.shape[0]
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return CSR.of(operands[0], self.pattern) @ v
+
+    def host(self, operands):
+        """Return a `CSR` with NumPy values."""
+        return CSR.of(operands[0], self.pattern)
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply in NumPy, column by column."""
+        if v.ndim == 2:
+            columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
+            return np.stack(columns, axis=1)
+        p, (values,) = self.pattern, operands
+        to, of = (p.indices, p.rows) if transposed else (p.rows, p.indices)
+        return np.bincount(to, values * v[of], minlength=self.n)
+
+    def norm(self, operands):
+        """Return the Frobenius norm."""
+        return frobenius_norm(operands[0])
+
+
+@dataclass(frozen=True)
+class MatrixFree(Operator):
+    """A matrix that is known by its products only.
+
+    Args:
+        n: Size.
+        product: `product(operands, v) -> J v` in JAX; hashable.
+        transposed_product: `(operands, v) -> Jᵀ v` for the solver to use; by default
+            `jax.linear_transpose` of `product`.
+        transposable: Whether `product` has a linear transpose: results are then checked with it,
+            so that a wrong `transposed_product` is found out.
+    """
+
+    n: int
+    product: Callable[..., Any]
+    transposed_product: Callable[..., Any] | None = None
+    transposable: bool = True
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return self.product(operands, v)
+
+    def rmatvec(self, operands, v):
+        """Return `Jᵀ v`."""
+        if self.transposable:
+            return super().rmatvec(operands, v)
+        return self.given_rmatvec(operands, v)
+
+    def given_rmatvec(self, operands, v):
+        """Return `Jᵀ v` as the solver computes it."""
+        if self.transposed_product is None:
+            return super().rmatvec(operands, v)
+        return self.transposed_product(operands, v)
+
+    def host(self, operands):
+        """Return a `HostOperator`."""
+        return HostOperator(self, operands)
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply through JAX on the second client."""
+        if v.ndim == 2:
+            columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
+            return np.stack(columns, axis=1)
+        forward, backward, _ = _nested_products(self)
+        return (backward if transposed else forward)(v, *operands)
+
+    def norm(self, operands):
+        """Estimate the Frobenius norm: E‖J z‖² = ‖J‖²_F for a standard normal z."""
+        if not all(math.isfinite(frobenius_norm(np.asarray(a, float))) for a in operands):
+            return math.nan
+        z = np.random.default_rng(self.n).standard_normal(self.n)
+        return frobenius_norm(self.apply(operands, z, transposed=False))
+
+    def prepare(self, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
+        """Compile the products for operands of these shapes, outside of any callback."""
+        v = jax.ShapeDtypeStruct((self.n,), np.float64)
+        for function in _nested_products(self):
+            function.warm(v, *operands)
+
+
+@functools.lru_cache(maxsize=256)
+def _nested_products(operator: MatrixFree) -> tuple[NestedFunction, ...]:
+    """Return `J v`, `Jᵀ v` for checks, and `Jᵀ v` for the solver."""
+
+    def nested(product):
+        return NestedFunction(lambda v, *operands: jnp.asarray(product(operands, v)))
+
+    forward, backward = nested(operator.matvec), nested(operator.rmatvec)
+    same = operator.transposed_product is None
+    return forward, backward, backward if same else nested(operator.given_rmatvec)
+
+
+class HostOperator:
+    """A matrix-free J on the host: `J @ v`, `J.rmatvec(v)`, `J.shape`; NumPy in and out."""
+
+    def __init__(self, operator: MatrixFree, operands: Sequence[np.ndarray]):
+        self.operator, self.operands = operator, operands
+        self.shape = (operator.n, operator.n)
+        self.dtype = np.dtype(np.float64)
+
+    def matvec(self, v: np.ndarray) -> np.ndarray:
+        """Return `J v`."""
+        return self.operator.apply(self.operands, v, transposed=False)
+
+    def rmatvec(self, v: np.ndarray) -> np.ndarray:
+        """Return `Jᵀ v`."""
+        return _nested_products(self.operator)[2](v, *self.operands)
+
+    __matmul__ = matvec

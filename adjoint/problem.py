@@ -1,0 +1,150 @@
+"""Everything static about a solve: what the primitives carry as their parameter."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .contract import LinearSolver, Solver
+from .jax_compat import NestedFunction
+from .linearize import FlatResidual, Linearization, choose_linearization
+from .operators import Dense, MatrixFree, Operator, Sparse
+from .policy import Policy
+from .registry import get_solver
+from .status import InputError
+from .trees import Tree
+
+__all__ = ["Problem", "make_problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A solver with the structure of its params and of its unknown.
+
+    Attributes:
+        F: The declared residual of a vector x and the leaves of θ.
+        linearization: How the operands of J follow from x and θ.
+        linear: The solver of the linearised systems: the solver's own, or a registered default.
+        policy: What to do about failures.
+    """
+
+    F: FlatResidual
+    linearization: Linearization
+    linear: Solver
+    policy: Policy
+    _hash: int = field(default=0, compare=False)
+
+    def __post_init__(self):
+        # Primitive parameters are hashed at every trace: once is enough.
+        key = hash((self.F, self.linearization, self.linear, self.policy))
+        object.__setattr__(self, "_hash", key)
+
+    def __hash__(self):
+        return self._hash
+
+    @property
+    def solver(self) -> Solver:
+        """The solver."""
+        return self.F.solver
+
+    @property
+    def name(self) -> str:
+        """The name under which the solver is registered, or that of its class."""
+        return getattr(self.solver, "name", type(self.solver).__name__)
+
+    @property
+    def params(self) -> Tree:
+        """Structure of θ."""
+        return self.F.params
+
+    @property
+    def unknown(self) -> Tree:
+        """Structure of x."""
+        return self.F.unknown
+
+    @property
+    def operator(self) -> Operator:
+        """How J acts."""
+        return self.linearization.operator
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the problem is `A x = b`, solved by `linear_solve` alone."""
+        return isinstance(self.solver, LinearSolver)
+
+    def linearize(self, x: Any, params: Sequence[Any]) -> list[Any]:
+        """Return the operands of J at (x, θ), in JAX."""
+        return self.linearization(self.F, x, params)
+
+    def prepare(self) -> None:
+        """Compile the JAX functions that the host will call."""
+        if self.is_linear and not isinstance(self.operator, MatrixFree):
+            return
+        params = [raised(a) for a in self.params.structs()]
+        x = jax.ShapeDtypeStruct((self.unknown.size,), np.float64)
+        if not self.is_linear:
+            nested_residual(self).warm(x, *params)
+            self.linearization.check(self.F)
+        if isinstance(self.operator, MatrixFree):
+            operands = params[:-1] if self.is_linear else [x, *params]
+            self.operator.prepare(operands)
+            self.linear.prepare(self.operator, operands)
+
+
+def raised(array: Any) -> Any:
+    """Raise floats to float64, the precision of the libraries; works on structs and arrays."""
+    if array.dtype == np.float64 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape, np.float64)
+    return array.astype(np.float64)
+
+
+@functools.lru_cache(maxsize=256)
+def nested_residual(problem: Problem) -> NestedFunction:
+    """Return F for use inside a callback."""
+    return NestedFunction(lambda x, *params: problem.F(x, params))
+
+
+@functools.lru_cache(maxsize=1024)
+def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
+    """Return the problem, made once for equal arguments.
+
+    Raises:
+        InputError: If the declared shapes do not fit together.
+    """
+    if isinstance(solver, LinearSolver):
+        matrix, b = params.abstract()
+        operator = solver.operator(matrix)
+        if b.shape != (operator.n,):
+            raise InputError(f"b has shape {b.shape}, but A has {operator.n} rows: they must agree")
+    unknown = _unknown(solver, params)
+    F = FlatResidual(solver, params, unknown)
+    if isinstance(solver, LinearSolver):
+        linearization = Linearization(operator)
+    else:
+        linearization = choose_linearization(F)
+    linear = solver.derivative_solver() or _default_solver(linearization.operator)
+    return Problem(F, linearization, linear, policy)
+
+
+def _default_solver(operator: Operator) -> Solver:
+    defaults = {Dense: "lapack", Sparse: "superlu", MatrixFree: "krylov"}
+    return get_solver(defaults[type(operator)])()
+
+
+def _unknown(solver: Solver, params: Tree) -> Tree:
+    unknown = Tree.of(solver.abstract_eval(params.abstract()))
+    for dtype in unknown.dtypes:
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(
+                f"the unknown of {type(solver).__name__} has type {dtype}: it must be real and "
+                "floating, to be differentiated"
+            )
+    return unknown

@@ -1,0 +1,251 @@
+"""The bounded store of reusable work: factorisations, and the residuals of finished solves.
+
+Opaque objects stay on the host; through JAX travels a ticket that names them. Nothing depends on
+it for correctness: a lookup compares the operands with those that the work was made for, and work
+that was evicted, or belongs to another process, is made again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+import sys
+import threading
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Entry", "Store", "Ticket", "default_limit", "store"]
+
+_NONCE = secrets.randbits(32)
+_FOLD = 512  # width to which a large array is folded before it is hashed
+_SMALL = 4096  # bytes up to which numbers are compared as one string
+_SOLVES = 4096  # finished solves that are remembered for their residual vectors
+
+
+class Entry:
+    """One linear operator's reusable work; hold `lock` while using it.
+
+    Attributes:
+        operands: Copies of the numbers that the work belongs to.
+        state: What the linear solver keeps, or None.
+        norm: ‖J‖.
+        probe: The free lower bound of the condition number from a random right-hand side, or None.
+        condition: The estimated condition number, or None.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "condition",
+        "digest",
+        "key",
+        "lock",
+        "nbytes",
+        "norm",
+        "operands",
+        "overhead",
+        "probe",
+        "state",
+    )
+
+    def __init__(self, key: Any, operands: Sequence[np.ndarray], digest: int | bytes):
+        self.key, self.digest = key, digest
+        self.operands = [_frozen_copy(a) for a in operands]
+        self.state: Any = None
+        self.norm: float | None = None
+        self.probe: float | None = None
+        self.condition: float | None = None
+        self.lock = threading.RLock()
+        self.nbytes = 0
+        self.overhead = 512 + sum([a.nbytes for a in self.operands])
+
+    def is_for(self, key: Any, operands: Sequence[np.ndarray]) -> bool:
+        """Tell whether the work belongs to this operator and these numbers."""
+        return self.key == key and all(map(_identical, self.operands, operands))
+
+
+class Ticket:
+    """What travels through JAX beside the operands, as four uint32 numbers.
+
+    They are: a counter, a nonce of this process, the relative primal residual (the bits of a
+    float32), and the number of iterations.
+    """
+
+    size = 4
+    _layout = struct.Struct("=IIfI")
+
+    @classmethod
+    def write(cls, ticket: np.ndarray, counter: int, residual: float, iterations: int) -> None:
+        """Write a ticket into four uint32 numbers."""
+        residual = min(residual, 3e38)  # of float32
+        cls._layout.pack_into(ticket.data, 0, counter, _NONCE, residual, iterations)
+
+    @classmethod
+    def residual(cls, ticket: np.ndarray) -> float:
+        """Return the relative primal residual."""
+        return cls._layout.unpack(ticket.tobytes())[2]
+
+    @classmethod
+    def counter(cls, ticket: np.ndarray) -> int | None:
+        """Return the counter, if the ticket is of this process."""
+        counter, nonce, _, _ = cls._layout.unpack(ticket.tobytes())
+        return counter if nonce == _NONCE else None
+
+
+class Store:
+    """Least recently used work goes first when the limit is passed.
+
+    Args:
+        limit: Bytes that the store may hold.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.nbytes = 0
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._buckets: dict[int | bytes, list[Entry]] = {}
+        self._solves: OrderedDict[int | None, Any] = OrderedDict()
+        self._solve_bytes = 0
+        self._counter = 0
+        self._lock = threading.Lock()
+
+    def find(
+        self, key: Any, operands: Sequence[np.ndarray], ticket: np.ndarray | None = None
+    ) -> tuple[Entry, str]:
+        """Return the entry of these operands, and how it was found.
+
+        It is `"ticket"`, `"content"`, or `"new"` for an entry without work yet.
+        """
+        if ticket is not None:
+            entry = self._by_ticket(ticket)
+            if entry is not None and entry.is_for(key, operands):
+                self._touch(entry)
+                return entry, "ticket"
+        digest = _digest(operands)
+        for entry in tuple(self._buckets.get(digest, ())):
+            if entry.is_for(key, operands):
+                self._touch(entry)
+                return entry, "content"
+        return Entry(key, operands, digest), "new"
+
+    def keep(self, entry: Entry) -> None:
+        """Hold an entry, or account for its new size."""
+        nbytes = entry.overhead + size_of(entry.state)
+        with self._lock:
+            if id(entry) in self._entries:
+                self.nbytes -= entry.nbytes
+            else:
+                self._buckets.setdefault(entry.digest, []).append(entry)
+                self._entries[id(entry)] = entry
+            self._entries.move_to_end(id(entry))
+            entry.nbytes = nbytes
+            self.nbytes += nbytes
+            while self.nbytes > self.limit and self._entries:
+                _, oldest = self._entries.popitem(last=False)
+                self.nbytes -= oldest.nbytes
+                bucket = self._buckets[oldest.digest]
+                bucket.remove(oldest)
+                if not bucket:
+                    del self._buckets[oldest.digest]
+
+    def issue(
+        self,
+        ticket: np.ndarray,
+        entry: Entry | None,
+        F: np.ndarray,
+        relative: float,
+        iterations: int,
+    ) -> None:
+        """Remember a finished solve, its residual vector and its entry, and write its ticket."""
+        with self._lock:
+            self._counter = counter = (self._counter + 1) & 0xFFFFFFFF
+            self._solves[counter] = (None if entry is None else weakref.ref(entry), F)
+            self._solve_bytes += F.nbytes
+            while len(self._solves) > _SOLVES or self._solve_bytes > self.limit // 16:
+                _, (_, oldest) = self._solves.popitem(last=False)
+                self._solve_bytes -= oldest.nbytes
+        Ticket.write(ticket, counter, relative, iterations)
+
+    def residual(self, ticket: np.ndarray) -> np.ndarray | None:
+        """Return the residual vector F(x̂, θ) of the solve that a ticket names, if it is held."""
+        solve = self._solves.get(Ticket.counter(ticket))
+        return None if solve is None else solve[1]
+
+    def clear(self) -> None:
+        """Drop everything; what is still needed is made again."""
+        with self._lock:
+            self._entries.clear()
+            self._buckets.clear()
+            self._solves.clear()
+            self.nbytes = self._solve_bytes = 0
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self._entries)
+
+    def _by_ticket(self, ticket: np.ndarray) -> Entry | None:
+        solve = self._solves.get(Ticket.counter(ticket))
+        return None if solve is None or solve[0] is None else solve[0]()
+
+    def _touch(self, entry: Entry) -> None:
+        with self._lock:
+            if id(entry) in self._entries:
+                self._entries.move_to_end(id(entry))
+
+
+def size_of(state: Any) -> int:
+    """Return the bytes of a state: its `nbytes`, or those of its parts."""
+    if state is None:
+        return 0
+    if hasattr(state, "nbytes"):
+        return int(state.nbytes)
+    if isinstance(state, (tuple, list)):
+        return sum(size_of(part) for part in state)
+    return sys.getsizeof(state)
+
+
+def _frozen_copy(array: np.ndarray) -> np.ndarray:
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.tobytes() == b.tobytes() if a.nbytes <= _SMALL else bool((a == b).all())
+
+
+def _digest(operands: Sequence[np.ndarray]) -> int | bytes:
+    # A fast hash that sees every number; equality is decided by comparison, never by the hash.
+    # Few numbers are their own hash.
+    if sum([a.nbytes for a in operands]) <= _SMALL:
+        return b"".join([a.tobytes() for a in operands])
+    digest = 0
+    for array in operands:
+        data = np.ascontiguousarray(array)
+        if data.nbytes > 1 << 16 and data.itemsize == 8:
+            words = data.reshape(-1).view(np.uint64)
+            rest = words.size % _FOLD
+            folded = np.bitwise_xor.reduce(words[: words.size - rest].reshape(-1, _FOLD), axis=0)
+            digest = zlib.crc32(words[words.size - rest :], digest)  # type: ignore[arg-type]
+            data = folded
+        digest = zlib.crc32(data.reshape(-1).view(np.uint8), digest)  # type: ignore[arg-type]
+    return digest
+
+
+def default_limit() -> int:
+    """Return the smaller of 1 GiB and a tenth of the memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        memory = 4 << 30
+    return min(1 << 30, memory // 10)
+
+
+store = Store(default_limit())

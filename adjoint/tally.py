@@ -1,0 +1,136 @@
+"""One host call's account: what happened in its lanes, its record, and the policy's consequence."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+
+from . import record
+from .policy import Policy
+from .status import SolverError, Status, UntrustedGradientError, UntrustedGradientWarning
+from .verdict import Conditioning
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """Collects the lanes of one host call; the worst number stands for all.
+
+    Args:
+        policy: What to do in the end.
+        solver: Name of the solver.
+        direction: `"primal"`, `"tangent"` or `"adjoint"`.
+    """
+
+    # Defaults on the class: one host call makes one tally, and most of it stays empty.
+    _lanes = 0
+    _failed: tuple[tuple[int, Status], ...] = ()
+    _untrusted: tuple[int, ...] = ()
+    _iterations = 0
+    _reuse = ""
+    _conditioning: Conditioning | None = None
+    _primal: float | None = None
+    _linear: float | None = None
+    _error: float | None = None
+    _weighted: float | None = None
+
+    def __init__(self, policy: Policy, solver: str, direction: str):
+        self.policy, self.solver, self.direction = policy, solver, direction
+        self._start = time.perf_counter()
+
+    def system(self, conditioning: Conditioning | None, iterations: int, reuse: str) -> None:
+        """Account for one distinct operator."""
+        if iterations > self._iterations:
+            self._iterations = iterations
+        if self._reuse != "new":
+            self._reuse = reuse
+        worst = self._conditioning
+        if conditioning and not (worst and conditioning.value <= worst.value):
+            self._conditioning = conditioning
+
+    def lane(
+        self,
+        lane: int,
+        status: Status,
+        *,
+        primal: float | None = None,
+        linear: float | None = None,
+        error: float | None = None,
+        weighted: float | None = None,
+    ) -> bool:
+        """Account for one lane; return whether its result may be handed out."""
+        self._lanes += 1
+        if status in (Status.SUCCESS, Status.NOT_SOLVED):  # otherwise there is nothing to measure
+            self._primal = _worst(self._primal, primal)
+            self._linear = _worst(self._linear, linear)
+        if status is not Status.SUCCESS:
+            self._failed = (*self._failed, (lane, status))
+            return False
+        self._error = _worst(self._error, error)
+        if weighted is not None and (
+            self._weighted is None or not abs(weighted) <= abs(self._weighted)
+        ):
+            self._weighted = weighted
+        if self.direction == "primal" or error is None or error <= self.policy.gradient_tol:
+            return True
+        self._untrusted = (*self._untrusted, lane)
+        return self.policy.on_untrusted != "nan"
+
+    def close(self) -> None:
+        """Write the record; then raise, warn, or keep silent, as the policy says."""
+        if record.recording():
+            record.write(self._record())
+        if self._failed and self.policy.on_failure == "raise":
+            raise self._failure()
+        if self._untrusted and self.policy.on_untrusted == "raise":
+            raise UntrustedGradientError(self._complaint())
+        if self._untrusted and self.policy.on_untrusted == "warn":
+            warnings.warn(self._complaint(), UntrustedGradientWarning, stacklevel=3)
+
+    def _record(self) -> record.Record:
+        trusted = None
+        if self.direction != "primal":
+            trusted = not self._failed and not self._untrusted
+        return record.Record(
+            solver=self.solver,
+            direction=self.direction,
+            status=self._failed[0][1] if self._failed else Status.SUCCESS,
+            lanes=self._lanes,
+            iterations=self._iterations,
+            primal_residual=self._primal,
+            linear_residual=self._linear,
+            condition=self._conditioning and self._conditioning.value,
+            condition_kind=self._conditioning.kind if self._conditioning else "",
+            error_estimate=self._error,
+            trusted=trusted,
+            dual_weighted_residual=self._weighted,
+            reuse=self._reuse,
+            seconds=time.perf_counter() - self._start,
+        )
+
+    def _where(self, lanes: int, first: int) -> str:
+        return f" in {lanes} of {self._lanes} lanes, first in lane {first}" * (self._lanes > 1)
+
+    def _failure(self) -> SolverError:
+        lane, status = self._failed[0]
+        what = "solve" if self.direction == "primal" else f"{self.direction} solve"
+        where = self._where(len(self._failed), lane)
+        return SolverError(
+            f"{self.solver}: the {what} failed{where} [{status.name}]: {status.advice}", status
+        )
+
+    def _complaint(self) -> str:
+        kappa = self._conditioning.value if self._conditioning else math.nan
+        where = self._where(len(self._untrusted), self._untrusted[0])
+        return (
+            f"{self.solver}: untrusted {self.direction} derivative{where}: error estimate "
+            f"{self._error:.1e} > gradient_tol {self.policy.gradient_tol:.1e} (primal residual "
+            f"{self._primal:.1e}, linear residual {self._linear:.1e}, condition {kappa:.1e})"
+        )
+
+
+def _worst(a: float | None, b: float | None) -> float | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return b if b > a or math.isnan(b) else a

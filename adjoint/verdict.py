@@ -1,0 +1,74 @@
+"""The rule that decides whether a derivative can be trusted.
+
+Of a system `J v = r` (or `Jᵀ v = r`) with computed v, at a point x̂ with residual F:
+
+    η_linear  = ‖J v − r‖ / (‖J‖ ‖v‖)           backward error of v (Rigal and Gaches, 1967)
+    η_primal  = ‖F(x̂, θ)‖ / (‖J‖ scale(x̂))      backward error of x̂
+    κ̂         ≥ ‖J‖ ‖v‖ / ‖r‖                   free lower bound, also from one random r
+    error_estimate = κ̂ (η_primal + η_linear)
+
+The norm of J is Frobenius', that of vectors Euclid's. Where the free bound leaves doubt, κ̂ is
+estimated in the 1-norm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .operators import frobenius_norm
+from .policy import Policy
+
+__all__ = ["EPS", "Conditioning", "column_norms", "in_doubt", "not_solved", "ratio", "singular"]
+
+EPS = float(np.finfo(np.float64).eps)
+
+# A free bound may miss the condition number by this factor before the verdict is in danger.
+_SLACK = 1e5
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A condition number and how it was found."""
+
+    value: float
+    kind: str  # "bound" or "estimate"
+
+
+def column_norms(V: np.ndarray) -> list[float]:
+    """Return the Euclidean norm of each column of `(n, k)`; NaN or inf where one is not finite."""
+    if V.shape[1] <= 4:
+        return [frobenius_norm(column) for column in V.T]
+    squares = np.einsum("ij,ij->j", V, V).tolist()
+    return [
+        math.sqrt(s) if 1e-290 < s < 1e290 else frobenius_norm(V[:, j])
+        for j, s in enumerate(squares)
+    ]
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Divide; nothing over nothing is zero, something over nothing is inf."""
+    if denominator > 0:
+        return numerator / denominator
+    return 0.0 if numerator == 0 else math.inf
+
+
+def in_doubt(policy: Policy, bound: float, eta: float) -> bool:
+    """Tell whether the condition number must be estimated: the free bound does not settle it."""
+    return policy.verdict == "full" or not _SLACK * bound * eta <= policy.gradient_tol
+
+
+def not_solved(eta: float, linear_residual: float) -> bool:
+    """Tell whether a result that the library called a success is none.
+
+    A large residual alone does not say so: an ill-conditioned system has one, however well it was
+    solved. A large backward error beside it does.
+    """
+    return not eta <= 1e-3 and not linear_residual <= 0.5
+
+
+def singular(condition: float) -> bool:
+    """Tell whether a matrix is singular to working precision."""
+    return not condition * EPS < 1.0

@@ -1,0 +1,66 @@
+"""Makes the solvers that people already trust differentiable in JAX."""
+
+from importlib.metadata import version as _version
+
+from .adjoint.certify import Certificate, CertificationError, certify
+from .adjoint.conformance import ConformanceError, check_solver, parametrize_with_checks
+from .adjoint.contract import Capabilities, LinearSolver, Solution, Solver
+from .adjoint.engine import solve
+from .adjoint.implicit import implicit
+from .adjoint.policy import Policy, policy
+from .adjoint.record import Log, Record, record
+from .adjoint.registry import available_solvers, register, registered_solvers
+from .adjoint.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from .adjoint.sparse import CSR
+from .adjoint.status import (
+    BacksolveError,
+    InputError,
+    SolverBroken,
+    SolverError,
+    SolverNotFound,
+    Status,
+    UntrustedGradientError,
+    UntrustedGradientWarning,
+)
+from .wrappers import krylov, lapack, superlu  # registers them; imports no library
+
+__version__ = _version("backsolve")
+
+__all__ = [
+    "CSR",
+    "BacksolveError",
+    "Capabilities",
+    "Certificate",
+    "CertificationError",
+    "ConformanceError",
+    "InputError",
+    "LinearSolver",
+    "Log",
+    "Policy",
+    "Record",
+    "Solution",
+    "Solver",
+    "SolverBroken",
+    "SolverError",
+    "SolverNotFound",
+    "Status",
+    "UntrustedGradientError",
+    "UntrustedGradientWarning",
+    "available_solvers",
+    "certify",
+    "check_solver",
+    "custom_fixed_point",
+    "custom_root",
+    "implicit",
+    "krylov",
+    "lapack",
+    "parametrize_with_checks",
+    "policy",
+    "record",
+    "register",
+    "registered_solvers",
+    "root_jvp",
+    "root_vjp",
+    "solve",
+    "superlu",
+]

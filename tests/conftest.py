@@ -1,0 +1,83 @@
+"""Fixtures shared by all tests: double precision, a fresh store, comparisons, fresh processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def close():
+    """Return `close(actual, expected, tolerance)`: relative error in the norm of each leaf."""
+
+    def check(actual, expected, tolerance=1e-8):
+        actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+        assert len(actual) == len(expected)
+        for ours, theirs in zip(actual, expected, strict=True):
+            ours, theirs = np.asarray(ours), np.asarray(theirs)
+            assert ours.shape == theirs.shape
+            assert ours.dtype == theirs.dtype
+            size = np.linalg.norm(theirs)
+            assert size > 0, "nothing to compare with: choose another test problem"
+            error = np.linalg.norm(ours - theirs) / size
+            assert error <= tolerance, f"relative error {error:.1e} > {tolerance:.1e}"
+
+    return check
+
+
+@pytest.fixture
+def store():
+    """Return the engine's store, empty; its limit is restored afterwards."""
+    from backsolve.adjoint.store import store
+
+    limit = store.limit
+    store.clear()
+    yield store
+    store.limit = limit
+    store.clear()
+
+
+_BOOT = """
+import faulthandler, importlib.util, json, os, sys
+path, name, args, cpus, seconds = json.loads(sys.argv[1])
+faulthandler.dump_traceback_later(seconds, exit=True)
+if cpus is not None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+spec = importlib.util.spec_from_file_location("scenario", path)
+scenario = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(scenario)
+result = getattr(scenario, name)(*args)
+print("\\n" + json.dumps(result), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def in_fresh_process():
+    """Return `run(function, *args, cpus=None, seconds=60, **environment)`.
+
+    It calls a function of a test module in a new interpreter where warnings are errors, and
+    returns what the function does, through JSON. `cpus` restricts the processors; after `seconds`
+    the tracebacks of all threads are dumped and the test fails.
+    """
+
+    def run(function, *args, cpus=None, seconds=60, **environment):
+        path, name = function.__code__.co_filename, function.__name__
+        job = json.dumps([path, name, args, cpus, seconds])
+        finished = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _BOOT, job],
+            capture_output=True,
+            text=True,
+            timeout=seconds + 30,
+            env=os.environ | {"JAX_ENABLE_X64": "1"} | environment,
+        )
+        assert finished.returncode == 0, f"{name}{args}:\n{finished.stderr[-6000:]}"
+        return json.loads(finished.stdout.splitlines()[-1])
+
+    return run

@@ -1,0 +1,30 @@
+"""Every example runs, and the gradient that it prints is that of finite differences."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STEPS = {"quickstart.py": 20, "heat_inversion.py": 3}  # those that draw
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_example_prints_a_gradient_equal_to_finite_differences(path, tmp_path):
+    steps = STEPS.get(path.name)
+    options = [f"--steps={steps}", f"--output={tmp_path / 'plots'}"] if steps else []
+    result = subprocess.run(
+        [sys.executable, "-W", "error", path, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=270,
+    )
+    assert result.returncode == 0, result.stderr
+    (error,) = re.findall(r"central differences: relative error (\S+)", result.stdout)
+    assert float(error) < 1e-6
+    written = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.*")}
+    assert written == ({f"plots/{path.stem}.png"} if steps else set())

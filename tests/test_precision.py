@@ -1,0 +1,139 @@
+"""The libraries compute in double precision, whatever precision their operands have."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backsolve
+from backsolve import CSR, krylov, lapack, superlu
+
+N = 40
+SINGLE = float(np.finfo(np.float32).eps)
+
+# --------------------------------------------------------------------------------------------
+# What runs in another process, where JAX's 64-bit mode is off
+
+
+def ill_conditioned():
+    """Return A and b in single precision, with a condition number of 1e5."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((N, N)))[0]
+    A = Q @ np.diag(np.geomspace(1, 1e-5, N)) @ rng.permutation(Q)
+    return A.astype(np.float32), rng.standard_normal(N).astype(np.float32)
+
+
+def _sparse(a, b):
+    indices, indptr = np.tile(np.arange(N), N), N * np.arange(N + 1)
+    return superlu.spsolve(CSR(a.reshape(-1), indices, indptr, (N, N)), b)
+
+
+_implicit = backsolve.implicit(np.linalg.solve, lambda x, a, b: a @ x - b, like=lambda a, b: b)
+
+
+@backsolve.custom_root(lambda x, a, b: a @ x - b)
+def _numpy_root(init, a, b):
+    return np.linalg.solve(a, b)
+
+
+def _root(a, b):
+    return _numpy_root(jnp.zeros_like(b), a, b)
+
+
+SOLVES = {"lapack": lapack.solve, "superlu": _sparse, "implicit": _implicit, "custom_root": _root}
+
+
+def accuracy(name, jit):
+    """Return the relative errors of x, b̄ and Ā, and their types, for the loss bᵀx."""
+    assert not jax.config.jax_enable_x64
+    A, b = ill_conditioned()
+    both = jax.value_and_grad(lambda A, b: jnp.dot(b, SOLVES[name](A, b)), (0, 1))
+    both, solve = (jax.jit(both), jax.jit(SOLVES[name])) if jit else (both, SOLVES[name])
+    x = solve(A, b)
+    _, (A_bar, b_bar) = both(A, b)
+    A, b = A.astype(float), b.astype(float)
+    exact = np.linalg.solve(A, b)
+    λ = np.linalg.solve(A.T, b)
+    pairs = [(x, exact), (A_bar, -np.outer(λ, exact)), (b_bar, λ + exact)]
+    errors = [float(np.linalg.norm(y - z) / np.linalg.norm(z)) for y, z in pairs]
+    return errors, sorted({str(y.dtype) for y, _ in pairs})
+
+
+def all_accuracies():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [[name, *accuracy(name, jit)] for name in SOLVES for jit in (False, True)]
+    return results, [str(warning.message) for warning in caught]
+
+
+def matrix_free():
+    """Return the relative error and the type of a solve by products in single precision."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        b = jnp.linspace(-1, 1, N)
+        x = jax.jit(lambda b: krylov.solve(lambda v: 3.0 * v + 0.5 * jnp.roll(v, 1), b))(b)
+    A = 3 * np.eye(N) + 0.5 * np.roll(np.eye(N), 1, axis=0)
+    exact = np.linalg.solve(A, np.asarray(b, float))
+    return float(np.linalg.norm(x - exact) / np.linalg.norm(exact)), str(x.dtype)
+
+
+# --------------------------------------------------------------------------------------------
+
+X64_OFF = {"JAX_ENABLE_X64": "0"}
+
+
+def test_without_x64_results_are_those_of_double_precision_rounded(in_fresh_process):
+    results, messages = in_fresh_process(all_accuracies, **X64_OFF)
+    for name, errors, dtypes in results:
+        assert dtypes == ["float32"], name
+        # Single precision throughout would lose five of its seven digits: the condition is 1e5.
+        assert max(errors) < 2 * SINGLE, (name, errors)
+    assert len(messages) == 1, messages  # of eight problems, traced and not
+    assert "64-bit mode is off" in messages[0]
+
+
+def test_without_x64_products_are_as_precise_as_they_are_written(in_fresh_process):
+    error, dtype = in_fresh_process(matrix_free, **X64_OFF)
+    assert dtype == "float32"
+    assert error < 10 * SINGLE
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("crossing", ["buffer_callback", "pure_callback"])
+def test_single_precision_operands_keep_their_type_under_x64(jit, crossing):
+    A, b = map(jnp.asarray, ill_conditioned())
+
+    def loss(A, b):
+        return jnp.dot(b, lapack.solve(A, b, crossing=crossing))
+
+    both = jax.value_and_grad(loss, (0, 1))
+    value, (A_bar, b_bar) = (jax.jit(both) if jit else both)(A, b)
+    assert {value.dtype, A_bar.dtype, b_bar.dtype} == {jnp.dtype(jnp.float32)}
+    A, b = np.asarray(A, float), np.asarray(b, float)
+    x, λ = np.linalg.solve(A, b), np.linalg.solve(A.T, b)
+    assert np.linalg.norm(b_bar - (λ + x)) < 2 * SINGLE * np.linalg.norm(λ + x)
+    assert np.linalg.norm(A_bar + np.outer(λ, x)) < 2 * SINGLE * np.linalg.norm(np.outer(λ, x))
+
+
+def test_mixed_precision_is_promoted():
+    A, b = jnp.eye(3, dtype=jnp.float32) * 3, jnp.ones(3)
+    assert lapack.solve(A, b).dtype == jnp.float64
+    _, tangent = jax.jvp(lapack.solve, (A, b), (A, b))
+    assert tangent.dtype == jnp.float64
+    A_bar, b_bar = jax.grad(lambda A, b: jnp.sum(lapack.solve(A, b)), (0, 1))(A, b)
+    assert (A_bar.dtype, b_bar.dtype) == (jnp.float32, jnp.float64)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_integers_are_promoted(jit):
+    solve = jax.jit(lapack.solve) if jit else lapack.solve
+    x = solve(np.array([[2, 1], [0, 4]]), np.array([3, 8]))
+    np.testing.assert_allclose(x, [0.5, 2.0])
+    assert x.dtype == jnp.float64
+    if not jit:
+        np.testing.assert_allclose(lapack.solve([[2, 1], [0, 4]], [3, 8]), [0.5, 2.0])
+    sparse = superlu.spsolve(CSR(np.array([2, 1, 4]), [0, 1, 1], [0, 2, 3], (2, 2)), [3, 8])
+    np.testing.assert_allclose(sparse, [0.5, 2.0])
+    assert sparse.dtype == jnp.float64

@@ -1,0 +1,11 @@
+"""One file or folder per external library; importing this package registers them all.
+
+No library is imported before it is used.
+"""
+
+from . import krylov as krylov
+from . import lapack as lapack
+from . import sparsity as sparsity
+from . import superlu as superlu
+
+__all__ = ["krylov", "lapack", "sparsity", "superlu"]

@@ -1,0 +1,43 @@
+"""asdex: the sparsity of a residual's Jacobian, and a colouring of its columns.
+
+Quirks: importing asdex takes seconds (numba), so it happens at the first large residual. Its
+detection is global: the pattern holds for every x, and may hold more than the Jacobian at one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from backsolve.adjoint.registry import register, require
+from backsolve.adjoint.sparse import Pattern, as_csr
+
+__all__ = ["Sparsity"]
+
+
+@register("sparsity", requires="asdex")
+class Sparsity:
+    """What the engine asks for when a Jacobian is too large to be dense."""
+
+    @staticmethod
+    def detect(F: Any) -> Pattern:
+        """Return the pattern of ∂F/∂x for a `FlatResidual`."""
+        x = np.zeros(F.unknown.size, F.unknown.dtype)
+        params = [np.zeros(s.shape, s.dtype) for s in F.params.structs()]  # values are ignored
+        asdex = require("asdex")
+        with jax.ensure_compile_time_eval():
+            found = asdex.jacobian_sparsity(lambda x, params: F(x, params), x, params)
+        sparse = require("scipy.sparse")
+        ones = np.ones(len(found.rows))
+        return as_csr(sparse.coo_array((ones, (found.rows, found.cols)), shape=found.shape)).pattern
+
+    @staticmethod
+    def colour(pattern: Pattern) -> tuple[np.ndarray, int]:
+        """Return a colour for each column, and how many there are."""
+        asdex = require("asdex")
+        # asdex makes JAX arrays of the pattern: not as part of the program being traced.
+        with jax.ensure_compile_time_eval():
+            found = asdex.SparsityPattern.from_coo(pattern.rows, pattern.indices, pattern.shape)
+            return asdex.color_cols(found)
