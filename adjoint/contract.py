@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class Solution:
             an `nbytes` attribute.
         jacobian: The Jacobian that `state` was made from: the engine hands the state back for an
             equal Jacobian only.
+        message: What the library said, for error messages and records.
     """
 
     value: Any
@@ -37,6 +38,7 @@ class Solution:
     stats: dict[str, Any] = field(default_factory=dict)
     state: Any = None
     jacobian: Any = None
+    message: str = field(default="", metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class Capabilities:
             `"auto"`: dense below a size, sparse above it.
         multi_rhs: Whether `linear_solve` takes `(n, k)` right-hand sides beside `(n,)`, at little
             more than the cost of one.
+        iterative: Whether every `linear_solve` is dear, so that errors of derivatives are estimated
+            by `correct` and no condition number is.
         tolerance: The relative residual `‖F(x, θ)‖ / scale` that a successful solve meets.
         reports_unsolvable: Whether `unsolvable` gives a problem that `solve` must report.
     """
 
     jacobian: str = "auto"
     multi_rhs: bool = False
+    iterative: bool = False
     tolerance: float = 1e-8
     reports_unsolvable: bool = False
 
@@ -119,9 +124,43 @@ class Solver:
         """
         return self if self.overrides("linear_solve") else None
 
+    @property
+    def work(self) -> Hashable:
+        """What tells whose states are interchangeable: solvers with equal ones share them."""
+        return self
+
+    def correct(
+        self, jacobian: Any, defect: np.ndarray, state: Any, *, transposed: bool
+    ) -> np.ndarray | None:
+        """Return J⁻¹ d, or J⁻ᵀ d if transposed, for a defect d; one right digit is enough.
+
+        Of an iterative solver only: its length is the error that the defect stands for. Looser and
+        cheaper than `linear_solve`, which is the default. None if it cannot be had.
+        """
+        solution = as_solution(self.linear_solve(jacobian, defect, state, transposed=transposed))
+        return solution.value if solution.status is Status.SUCCESS else None
+
+    def host_residual(self, x: Any, params: Any) -> np.ndarray:
+        """Return F(x, θ) as a vector, NumPy in and out, if calling `residual` from there won't do.
+
+        Optional. Invariant: it equals `residual`.
+        """
+        raise NotImplementedError
+
+    def library_jacobian(self, n: int) -> Operator:
+        """Return how J acts, if only the library knows it; its operands are x and the leaves of θ.
+
+        Optional. There are no second derivatives then.
+        """
+        raise NotImplementedError
+
     def prepare(self, operator: Operator, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
         """Build and compile what `linear_solve` needs for such operands, outside of callbacks."""
         del operator, operands
+
+    def prepare_solve(self, params: Any) -> None:
+        """Build and compile what `solve` needs for params like these, outside of callbacks."""
+        del params
 
     def condition(self, jacobian: Any, state: Any) -> float | None:
         """Estimate the 1-norm condition number of J, or return None for the engine's estimate."""

@@ -15,7 +15,7 @@ import numpy as np
 from .contract import Solution, as_solution
 from .lanes import each_lane, each_system
 from .operators import frobenius_norm
-from .problem import Problem, nested_residual, raised
+from .problem import Problem, raised, residual_on_host
 from .sparse import CSR
 from .status import InputError, Status
 from .store import Entry, Ticket, store
@@ -66,8 +66,8 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
     b = b if b.shape == x.shape else np.broadcast_to(b, x.shape)
     for index, lanes, J in each_system(batch, operands):
         columns = b[index].reshape(-1, x.shape[-1]).T
-        system = solve_system(problem, J, columns, primal=True)
-        tally.system(system.conditioning, system.iterations, system.reuse)
+        system = solve_system(problem, J, columns)
+        tally.system(system.conditioning, system.iterations, system.reuse, system.message)
         for j, lane in enumerate(lanes):
             ended, eta = system.status[j], system.eta[j]
             if not tally.lane(lane, ended, primal=eta, error=system.error(j, eta)):
@@ -89,12 +89,12 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
         ended, value = solution.status, solution.value
         F, relative, entry = np.zeros(x.shape[-1]), np.nan, None
         if ended is Status.SUCCESS:
-            F = nested_residual(problem)(value, *θ)
+            F = residual_on_host(problem, value, θ)
             with np.errstate(over="ignore", invalid="ignore"):
                 relative = ratio(frobenius_norm(F), problem.solver.scale(value))
             entry = _keep_state(problem, solution)
         iterations = int(solution.stats.get("iterations", 0))
-        tally.system(None, iterations, "" if entry is None else "new")
+        tally.system(None, iterations, "" if entry is None else "new", solution.message)
         values[lane] = value if tally.lane(lane, ended, primal=relative) else np.nan
         status[lane] = ended
         store.issue(tickets[lane], entry, F, relative, iterations)
@@ -152,7 +152,7 @@ def _keep_state(problem: Problem, solution: Solution) -> Entry | None:
         )
     J = solution.jacobian
     operands = [np.asarray(J.data if isinstance(J, CSR) else J, np.float64)]
-    entry, _ = store.find((problem.linear, problem.operator), operands)
+    entry, _ = store.find((problem.linear.work, problem.operator), operands)
     with entry.lock:
         entry.state = solution.state
         store.keep(entry)
@@ -180,8 +180,8 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
     tally = Tally(problem.policy, name, "adjoint" if transposed else "tangent")
     for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
         columns, tags = r[index].reshape(-1, n).T, tickets[index].reshape(-1, Ticket.size)
-        system = solve_system(problem, J, columns, tags[0], transposed=transposed)
-        tally.system(system.conditioning, system.iterations, system.reuse)
+        system = solve_system(problem, J, columns, tags, transposed=transposed)
+        tally.system(system.conditioning, system.iterations, system.reuse, system.message)
         for j, lane in enumerate(lanes):
             λ = system.value[:, j]
             eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)

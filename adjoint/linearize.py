@@ -85,8 +85,8 @@ class _Dense(Linearization):
 
 
 @dataclass(frozen=True)
-class _MatrixFree(Linearization):
-    """Products only."""
+class _ByPoint(Linearization):
+    """The point itself: the operator knows its products, or a library knows the matrix."""
 
     def __call__(self, F, x, params):
         del F
@@ -163,6 +163,8 @@ def _sparsity_tool() -> Any:
 def choose_linearization(F: FlatResidual) -> Linearization:
     """Choose the form of J: declared, or as the solver's capabilities say, or by size."""
     solver, n = F.solver, F.unknown.size
+    if solver.overrides("library_jacobian"):
+        return _ByPoint(solver.library_jacobian(n))
     if solver.overrides("jacobian"):
         return _Declared(_declared_operator(F))
     form, given = solver.capabilities.jacobian, solver.pattern(F.params.abstract())
@@ -171,7 +173,7 @@ def choose_linearization(F: FlatResidual) -> Linearization:
     if form == "dense":
         return _Dense(Dense(n))
     if form == "matrix-free":
-        return _MatrixFree(MatrixFree(n, F.product))
+        return _ByPoint(MatrixFree(n, F.product))
     if given is None:
         pattern = _detect_pattern(F)
     else:

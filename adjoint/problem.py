@@ -20,7 +20,7 @@ from .registry import get_solver
 from .status import InputError
 from .trees import Tree
 
-__all__ = ["Problem", "make_problem"]
+__all__ = ["Problem", "make_problem", "raised", "residual_on_host"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ class Problem:
         params = [raised(a) for a in self.params.structs()]
         x = jax.ShapeDtypeStruct((self.unknown.size,), np.float64)
         if not self.is_linear:
-            nested_residual(self).warm(x, *params)
+            if not self.solver.overrides("host_residual"):
+                _nested_residual(self).warm(x, *params)
             self.linearization.check(self.F)
+            self.solver.prepare_solve(self.params.unflatten(params))
         if isinstance(self.operator, MatrixFree):
             operands = params[:-1] if self.is_linear else [x, *params]
             self.operator.prepare(operands)
@@ -106,9 +108,17 @@ def raised(array: Any) -> Any:
     return array.astype(np.float64)
 
 
+def residual_on_host(problem: Problem, x: np.ndarray, params: Sequence[np.ndarray]) -> np.ndarray:
+    """Return F(x, θ) inside a callback."""
+    if problem.solver.overrides("host_residual"):
+        return problem.solver.host_residual(
+            problem.unknown.unpack(x), problem.params.unflatten(params)
+        )
+    return _nested_residual(problem)(x, *params)
+
+
 @functools.lru_cache(maxsize=256)
-def nested_residual(problem: Problem) -> NestedFunction:
-    """Return F for use inside a callback."""
+def _nested_residual(problem: Problem) -> NestedFunction:
     return NestedFunction(lambda x, *params: problem.F(x, params))
 
 

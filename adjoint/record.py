@@ -35,6 +35,7 @@ class Record:
             solve.
         dual_weighted_residual: −λᵀF(x̂, θ): the error that an unconverged x̂ puts into the loss.
         reuse: Where the factorisation came from: `"new"`, `"ticket"`, `"content"`, or `""`.
+        message: What the library said of how it ended, if it says anything.
         seconds: Wall time on the host.
     """
 
@@ -51,6 +52,7 @@ class Record:
     trusted: bool | None
     dual_weighted_residual: float | None
     reuse: str
+    message: str
     seconds: float
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,11 @@ def get_solver(name: str) -> type:
     return _SOLVERS[name]
 
 
+# Two callback threads that import parts of one library at once can deadlock: Python's locks are
+# per module, and the imports of SciPy's compiled modules go in circles.
+_importing = threading.RLock()
+
+
 @functools.cache
 def require(module: str) -> Any:
     """Import a solver's library.
@@ -90,7 +96,8 @@ def require(module: str) -> Any:
         how = f"backsolve[{extra}]" if extra else library
         raise SolverNotFound(f"{library} is not installed: pip install '{how}'")
     try:
-        return importlib.import_module(module)
+        with _importing:
+            return importlib.import_module(module)
     except Exception as error:
         raise SolverBroken(
             f"{library} is installed, but importing {module} fails: "

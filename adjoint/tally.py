@@ -29,6 +29,7 @@ class Tally:
     _untrusted: tuple[int, ...] = ()
     _iterations = 0
     _reuse = ""
+    _message = ""
     _conditioning: Conditioning | None = None
     _primal: float | None = None
     _linear: float | None = None
@@ -39,8 +40,12 @@ class Tally:
         self.policy, self.solver, self.direction = policy, solver, direction
         self._start = time.perf_counter()
 
-    def system(self, conditioning: Conditioning | None, iterations: int, reuse: str) -> None:
-        """Account for one distinct operator."""
+    def system(
+        self, conditioning: Conditioning | None, iterations: int, reuse: str, message: str = ""
+    ) -> None:
+        """Account for one distinct operator, before its lanes."""
+        if not self._failed:  # the first failure is the one that is quoted
+            self._message = message
         if iterations > self._iterations:
             self._iterations = iterations
         if self._reuse != "new":
@@ -106,6 +111,7 @@ class Tally:
             trusted=trusted,
             dual_weighted_residual=self._weighted,
             reuse=self._reuse,
+            message=self._message,
             seconds=time.perf_counter() - self._start,
         )
 
@@ -116,8 +122,10 @@ class Tally:
         lane, status = self._failed[0]
         what = "solve" if self.direction == "primal" else f"{self.direction} solve"
         where = self._where(len(self._failed), lane)
+        quoted = f" ({self._message})" * bool(self._message)
         return SolverError(
-            f"{self.solver}: the {what} failed{where} [{status.name}]: {status.advice}", status
+            f"{self.solver}: the {what} failed{where} [{status.name}]{quoted}: {status.advice}",
+            status,
         )
 
     def _complaint(self) -> str:
