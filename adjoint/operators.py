@@ -37,9 +37,15 @@ def frobenius_norm(array: np.ndarray) -> float:
 
 
 class Operator:
-    """A square matrix J of size `n`, as a function of its operands."""
+    """A square matrix J of size `n`, as a function of its operands.
+
+    Attributes:
+        n: Size.
+        compiled: Whether its products on the host are JAX functions, to be prepared.
+    """
 
     n: int
+    compiled: bool = False
 
     def matvec(self, operands: Sequence[Any], v: Any) -> jax.Array:
         """Return `J v` in JAX, differentiable in the operands; `v` is `(n,)`."""
@@ -61,6 +67,10 @@ class Operator:
     def norm(self, operands: Sequence[np.ndarray]) -> float:
         """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
         raise NotImplementedError
+
+    def prepare(self, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
+        """Compile the products for operands of these shapes, outside of any callback."""
+        del operands
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,8 @@ class MatrixFree(Operator):
     transposed_product: Callable[..., Any] | None = None
     transposable: bool = True
 
+    compiled = True
+
     def matvec(self, operands, v):
         """Return `J v`."""
         return self.product(operands, v)
@@ -176,8 +188,8 @@ class MatrixFree(Operator):
         z = np.random.default_rng(self.n).standard_normal(self.n)
         return frobenius_norm(self.apply(operands, z, transposed=False))
 
-    def prepare(self, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
-        """Compile the products for operands of these shapes, outside of any callback."""
+    def prepare(self, operands):
+        """Compile the products."""
         v = jax.ShapeDtypeStruct((self.n,), np.float64)
         for function in _nested_products(self):
             function.warm(v, *operands)

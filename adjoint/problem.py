@@ -84,7 +84,7 @@ class Problem:
 
     def prepare(self) -> None:
         """Compile the JAX functions that the host will call."""
-        if self.is_linear and not isinstance(self.operator, MatrixFree):
+        if self.is_linear and not self.operator.compiled:
             return
         params = [raised(a) for a in self.params.structs()]
         x = jax.ShapeDtypeStruct((self.unknown.size,), np.float64)
@@ -93,7 +93,7 @@ class Problem:
                 _nested_residual(self).warm(x, *params)
             self.linearization.check(self.F)
             self.solver.prepare_solve(self.params.unflatten(params))
-        if isinstance(self.operator, MatrixFree):
+        if self.operator.compiled:
             operands = params[:-1] if self.is_linear else [x, *params]
             self.operator.prepare(operands)
             self.linear.prepare(self.operator, operands)

@@ -5,7 +5,8 @@ No library is imported before it is used.
 
 from . import krylov as krylov
 from . import lapack as lapack
+from . import petsc as petsc
 from . import sparsity as sparsity
 from . import superlu as superlu
 
-__all__ = ["krylov", "lapack", "sparsity", "superlu"]
+__all__ = ["krylov", "lapack", "petsc", "sparsity", "superlu"]

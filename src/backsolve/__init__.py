@@ -22,7 +22,7 @@ from .adjoint.status import (
     UntrustedGradientError,
     UntrustedGradientWarning,
 )
-from .wrappers import krylov, lapack, superlu  # registers them; imports no library
+from .wrappers import krylov, lapack, petsc, superlu  # registers them; imports no library
 
 __version__ = _version("backsolve")
 
@@ -55,6 +55,7 @@ __all__ = [
     "krylov",
     "lapack",
     "parametrize_with_checks",
+    "petsc",
     "policy",
     "record",
     "register",

@@ -1,0 +1,11 @@
+"""PETSc, through petsc4py: linear systems by KSP, nonlinear ones by SNES.
+
+Quirks, each handled in the file that is named: option lifetimes (`options`), transposed solves that
+lie or poison (`transpose`), one thread at a time and the order of destruction (`library`), values
+that are replaced in place (`matrices`, `workspace`), reasons (`reasons`).
+"""
+
+from .ksp import KSP as KSP
+from .ksp import ksp as ksp
+
+__all__ = ["KSP", "ksp"]

@@ -1,0 +1,93 @@
+"""PETSc itself: started once, entered by one thread at a time, and closed in the right order.
+
+Quirks: importing petsc4py starts MPI, for one thread unless mpi4py was imported before. PETSc is
+not thread-safe, and a solve that calls back into Python lets other threads run: hence one lock for
+the process. Objects may not be destroyed while another thread is inside, so garbage is collected
+at the next entry.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.registry import require
+from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
+
+__all__ = ["at_exit", "discard", "entered", "petsc"]
+
+_lock = threading.RLock()
+_garbage: deque[Any] = deque()
+_closing: list[Callable[[], None]] = []
+_closed = False
+
+
+@functools.cache
+def petsc() -> Any:
+    """Import and start PETSc, and return its Python module.
+
+    Raises:
+        SolverNotFound: If petsc4py is not installed.
+        SolverBroken: If it cannot be used: a wrong PETSc, or one for complex numbers.
+    """
+    with contextlib.suppress(SolverNotFound):
+        require("mpi4py.MPI")  # before PETSc: MPI for threads
+    # PETSc would catch every signal of the process. No effect if it has been started before.
+    require("petsc4py").init(["backsolve", "-no_signal_handler"])
+    PETSc = require("petsc4py.PETSc")
+    library, binding = PETSc.Sys.getVersion(), require("petsc4py").__version__
+    if [str(part) for part in library[:2]] != binding.split(".")[:2]:
+        raise SolverBroken(
+            f"petsc4py {binding} runs on PETSc {'.'.join(map(str, library))}, but the two must be "
+            "of one version: reinstall with pip install --no-cache-dir --no-binary petsc4py "
+            f"'petsc4py=={library[0]}.{library[1]}.*'"
+        )
+    if np.dtype(PETSc.ScalarType) != np.float64:
+        raise SolverBroken(
+            f"this PETSc computes with {np.dtype(PETSc.ScalarType)}, but backsolve needs float64: "
+            "choose a build with real scalars in double precision (PETSC_DIR, PETSC_ARCH)"
+        )
+    atexit.register(_close)  # runs before PETSc's own, which was registered earlier
+    return PETSc
+
+
+@contextlib.contextmanager
+def entered() -> Iterator[Any]:
+    """Be the only thread inside PETSc; yields its Python module."""
+    PETSc = petsc()
+    with _lock:
+        if _closed:
+            raise InputError("PETSc is closed: the interpreter is shutting down")
+        _empty()
+        yield PETSc
+
+
+def discard(*objects: Any) -> None:
+    """Have PETSc objects destroyed at the next entry; may be called by the garbage collector."""
+    _garbage.extend(objects)
+
+
+def _empty() -> None:
+    while _garbage:
+        _garbage.popleft().destroy()
+
+
+def at_exit(release: Callable[[], None]) -> None:
+    """Call a function before PETSc is finalised: it must let go of all PETSc objects."""
+    _closing.append(release)
+
+
+def _close() -> None:
+    global _closed
+    with _lock:
+        _closed = True
+        for release in _closing:
+            release()
+        _empty()

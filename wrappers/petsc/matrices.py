@@ -1,0 +1,121 @@
+"""Matrices of the engine as matrices of PETSc, whose values can be replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.operators import HostOperator, MatrixFree
+from backsolve.adjoint.sparse import CSR, Pattern
+
+__all__ = ["Preconditioned", "create", "replace", "transpose", "values_of"]
+
+
+@dataclass(frozen=True)
+class Preconditioned(MatrixFree):
+    """A matrix-free A beside a sparse matrix P that preconditioners are made from.
+
+    The values of P are the last operand. The products do not depend on them.
+    """
+
+    pmat: Pattern | None = None
+
+    def host(self, operands):
+        """Return a `HostOperator`."""
+        return HostOperator(self, operands)
+
+
+class _Products:
+    """The context of a PETSc matrix that multiplies by calling JAX."""
+
+    J: HostOperator
+
+    def mult(self, mat, x, y):
+        y.array[:] = self.J.matvec(np.array(x.array_r))
+
+    def multTranspose(self, mat, x, y):
+        y.array[:] = self.J.rmatvec(np.array(x.array_r))
+
+
+class _TransposedProducts:
+    """The same of its transpose."""
+
+    def __init__(self, products: _Products):
+        self.products = products
+
+    def mult(self, mat, x, y):
+        self.products.multTranspose(mat, x, y)
+
+    def multTranspose(self, mat, x, y):
+        self.products.mult(mat, x, y)
+
+
+def create(PETSc: Any, J: Any, prefix: str) -> tuple[Any, Any]:
+    """Return A and P for a Jacobian like this one, still without values; P is A if none is given.
+
+    Types come from the options under the prefix: `mat_type`.
+    """
+    if isinstance(J, HostOperator):
+        A = PETSc.Mat().createPython(J.shape, context=_Products(), comm=PETSc.COMM_SELF)
+        A.setUp()
+        pmat = getattr(J.operator, "pmat", None)
+        return A, A if pmat is None else _sparse(PETSc, pmat, prefix)
+    if isinstance(J, CSR):
+        A = _sparse(PETSc, J.pattern, prefix)
+    else:
+        A = PETSc.Mat().createDense(np.shape(J), comm=PETSc.COMM_SELF)
+        A.setUp()
+    return A, A
+
+
+def _sparse(PETSc: Any, pattern: Pattern, prefix: str) -> Any:
+    m, n = pattern.shape
+    A = PETSc.Mat().create(PETSc.COMM_SELF)
+    A.setSizes(((m, m), (n, n)))
+    A.setType("aij")
+    A.setOptionsPrefix(prefix)
+    A.setFromOptions()
+    # Values are then replaced in one call, on a device too; a row at a time takes eight times as
+    # long.
+    A.setPreallocationCOO(_index(PETSc, pattern.rows), _index(PETSc, pattern.indices))
+    return A
+
+
+def _index(PETSc: Any, array: np.ndarray) -> np.ndarray:
+    # Ours are int32, and PETSc's no shorter. A copy: PETSc sorts its argument in place.
+    return np.array(array, PETSc.IntType)
+
+
+def values_of(J: Any) -> list[np.ndarray]:
+    """Return the numbers by which Jacobians of one kind differ."""
+    if isinstance(J, HostOperator):
+        return list(J.operands)
+    return [np.asarray(J.data if isinstance(J, CSR) else J)]
+
+
+def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
+    """Put the values of J into A, and into P."""
+    if isinstance(J, HostOperator):
+        A.getPythonContext().J = J
+        A.stateIncrease()
+        if P.handle != A.handle:
+            P.setValuesCOO(np.asarray(J.operands[-1], np.float64), PETSc.InsertMode.INSERT_VALUES)
+    elif isinstance(J, CSR):
+        A.setValuesCOO(np.asarray(J.data, np.float64), PETSc.InsertMode.INSERT_VALUES)
+    else:
+        A.getDenseArray()[...] = J
+        A.assemble()
+
+
+def transpose(PETSc: Any, A: Any, out: Any = None) -> Any:
+    """Return Aᵀ as a matrix of its own, or bring the one that there is up to date."""
+    if A.getType() != "python":
+        return A.transpose() if out is None else A.transpose(out)
+    if out is None:
+        context = _TransposedProducts(A.getPythonContext())
+        out = PETSc.Mat().createPython(A.getSizes(), context=context, comm=PETSc.COMM_SELF)
+        out.setUp()
+    out.stateIncrease()
+    return out

@@ -1,0 +1,132 @@
+"""PETSc's options, as a dictionary of PETSc's own names.
+
+Quirks: options live in one database for the process, and those of the parts of a preconditioner are
+read when it is set up, not before. So they are put there under a private prefix for each set-up,
+and taken out afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.status import InputError
+
+__all__ = ["TOLERANCES", "Database", "as_options", "translated"]
+
+Options = tuple[tuple[str, str], ...]
+
+TOLERANCES = ("ksp_rtol", "ksp_atol", "ksp_divtol", "ksp_max_it")
+
+
+def as_options(options: Any, name: str = "options") -> Options:
+    """Return options in a form that can be hashed, sorted by name.
+
+    Args:
+        options: PETSc's names, without the leading dash, and values: None or True for an option
+            that is merely there.
+        name: What to call them in an error message.
+
+    Raises:
+        InputError: If they are not of that form.
+    """
+    if options is None:
+        return ()
+    if isinstance(options, tuple):  # made here
+        return options
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f"{name} must be a dictionary like {{'ksp_type': 'gmres'}}, found "
+            f"{type(options).__name__}"
+        )
+    return tuple(sorted((_key(key, name), _value(key, v, name)) for key, v in options.items()))
+
+
+def _key(key: Any, name: str) -> str:
+    if not isinstance(key, str) or not key.lstrip("-") or any(c.isspace() for c in key):
+        raise InputError(f"{name} has the key {key!r}, which is no name of an option")
+    return key.lstrip("-")
+
+
+def _value(key: str, value: Any, name: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        return ",".join(_value(key, part, name) for part in value)
+    raise InputError(
+        f"{name}[{key!r}] is {value!r}: an option of PETSc is a string, a number, True, False or "
+        "None; traced values cannot be options"
+    )
+
+
+class Database:
+    """Options under a prefix of their own.
+
+    Args:
+        PETSc: The module.
+        options: The options.
+
+    Attributes:
+        prefix: To be given to the PETSc objects that read them.
+    """
+
+    _count = itertools.count()
+
+    def __init__(self, PETSc: Any, options: Options):
+        self.prefix = f"backsolve_{next(self._count)}_"
+        self._options, self._PETSc = options, PETSc
+        self._read: set[str] = set()
+
+    @contextlib.contextmanager
+    def present(self, *, complete: bool = False) -> Iterator[None]:
+        """Have the options in PETSc's database, for a set-up.
+
+        Args:
+            complete: Whether everything that could read an option will have read it in the end.
+
+        Raises:
+            InputError: If an option was not read, when complete: PETSc does not know it, or the
+                chosen types do not.
+        """
+        database = self._PETSc.Options()
+        for key, value in self._options:
+            database.setValue(self.prefix + key, value)
+        try:
+            yield
+            self._read.update(k for k, _ in self._options if database.used(self.prefix + k))
+        finally:
+            for key, _ in self._options:
+                database.delValue(self.prefix + key)
+        unread = [key for key, _ in self._options if key not in self._read]
+        if complete and unread:
+            raise InputError(
+                f"options: PETSc did not read {', '.join(map(repr, unread))}: there is no such "
+                "option, or not for the chosen types (-help lists those that there are)"
+            )
+
+
+def translated(error: Exception, options: Options) -> Exception:
+    """Return an error of our own for a `PETSc.Error` that is a mistake in a call."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line.partition("] ")[2] or line for line in lines[1:]]
+    said = [line for line in said if line and "() at " not in line and "PETSc" not in line[:6]]
+    what = said[-1] if said else str(error)
+    chosen = ", ".join(f"{key}={value}" if value else key for key, value in options) or "none"
+    number = getattr(error, "ierr", 0)
+    if number == 86:
+        return InputError(f"options: this build of PETSc has no such type: {what} ({chosen})")
+    if number in (56, 92):
+        return InputError(f"options: PETSc cannot do that: {what} ({chosen})")
+    return InputError(f"PETSc error {number}: {what} (options: {chosen})")

@@ -1,0 +1,108 @@
+"""A matrix that carries the initial guess of the solve with it.
+
+The guess is an operand that no product depends on, so that it is traced and batched like the
+numbers of A, and no derivative goes through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from backsolve.adjoint.operators import Dense, Operator, Sparse
+from backsolve.adjoint.sparse import CSR
+
+__all__ = ["Started", "started"]
+
+
+@jax.tree_util.register_pytree_node_class
+class Started:
+    """A and x0: a pytree.
+
+    Args:
+        matrix: A.
+        x0: Initial guess, a vector.
+    """
+
+    def __init__(self, matrix: Any, x0: Any):
+        self.matrix, self.x0 = matrix, x0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.matrix.shape
+
+    @property
+    def operator(self) -> Operator:
+        """How A acts."""
+        if hasattr(self.matrix, "operator"):
+            return _FromGuess(self.matrix.operator)
+        if isinstance(self.matrix, CSR):
+            return _FromGuess(Sparse(self.matrix.pattern))
+        return _FromGuess(Dense(self.shape[0]))
+
+    def tree_flatten(self):
+        """Flatten for JAX."""
+        return (self.matrix, self.x0), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        """Unflatten for JAX."""
+        return cls(*children)
+
+
+@dataclass(frozen=True)
+class _FromGuess(Operator):
+    """The operator of A, whose last operand is the guess."""
+
+    inner: Operator
+
+    @property
+    def n(self):  # type: ignore[override]
+        """Size."""
+        return self.inner.n
+
+    @property
+    def compiled(self):  # type: ignore[override]
+        """As A is."""
+        return self.inner.compiled
+
+    def matvec(self, operands, v):
+        """Return `A v`."""
+        return self.inner.matvec(operands[:-1], v)
+
+    def rmatvec(self, operands, v):
+        """Return `Aᵀ v`."""
+        return self.inner.rmatvec(operands[:-1], v)
+
+    def host(self, operands):
+        """Return A with the guess."""
+        return _HostStarted(self.inner.host(operands[:-1]), operands[-1])
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply by A."""
+        return self.inner.apply(operands[:-1], v, transposed=transposed)
+
+    def norm(self, operands):
+        """Return the norm of A."""
+        return self.inner.norm(operands[:-1])
+
+    def prepare(self, operands):
+        """Compile the products of A."""
+        self.inner.prepare(operands[:-1])
+
+
+@dataclass(frozen=True)
+class _HostStarted:
+    J: Any
+    x0: np.ndarray
+
+
+def started(jacobian: Any) -> tuple[Any, np.ndarray | None]:
+    """Return a Jacobian as the solver is given it, and the guess if there is one."""
+    if isinstance(jacobian, _HostStarted):
+        return jacobian.J, jacobian.x0
+    return jacobian, None
