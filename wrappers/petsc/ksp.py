@@ -23,9 +23,10 @@ from backsolve.adjoint.status import InputError
 from .library import entered
 from .matrices import Preconditioned
 from .options import TOLERANCES, Options, as_options, translated
+from .pool import Pool, pool_of
 from .reasons import status_of_error
 from .started import Started, started
-from .workspace import Lease, Tolerances, pool
+from .workspace import Lease, Tolerances
 
 __all__ = ["KSP", "ksp"]
 
@@ -111,7 +112,7 @@ class KSP(LinearSolver):
     def _with_workspace(self, J: Any, state: Any, run: Any) -> Solution:
         with entered() as PETSc:
             try:
-                lease = pool(self.options, self._for_transpose, PETSc, J).lease(J, state)
+                lease = self._pool(PETSc, J).lease(J, state)
                 ended = run(lease)
             except PETSc.Error as error:
                 status = status_of_error(error)
@@ -121,10 +122,10 @@ class KSP(LinearSolver):
         stats = {"iterations": ended.iterations}
         return Solution(ended.x, ended.status, stats, lease, message=ended.message)
 
-    @property
-    def _for_transpose(self) -> Options:
-        changed = {k: v for k, v in self.adjoint_options if k not in TOLERANCES}  # type: ignore[misc]
-        return as_options({**dict(self.options), **changed})
+    def _pool(self, PETSc: Any, J: Any) -> Pool:
+        # A solver of derivatives only, SNES's, has options that are for others to read.
+        checked = not self.derivative
+        return pool_of(PETSc, J, self.options, self.adjoint_options, checked=checked)  # type: ignore[arg-type]
 
     def _tolerances(self, forward: Tolerances) -> Tolerances:
         if not self.derivative:

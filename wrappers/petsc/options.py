@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,12 @@ def _value(key: str, value: Any, name: str) -> str:
 
 
 class Database:
-    """Options under a prefix of their own.
+    """Options under a prefix of their own, and whether PETSc has read them.
 
     Args:
         PETSc: The module.
         options: The options.
+        required: Those that it is a mistake to give if PETSc does not read them.
 
     Attributes:
         prefix: To be given to the PETSc objects that read them.
@@ -84,37 +85,41 @@ class Database:
 
     _count = itertools.count()
 
-    def __init__(self, PETSc: Any, options: Options):
+    def __init__(self, PETSc: Any, options: Mapping[str, str], *, required: Iterable[str] = ()):
         self.prefix = f"backsolve_{next(self._count)}_"
-        self._options, self._PETSc = options, PETSc
-        self._read: set[str] = set()
+        self._PETSc, self._options, self._unread = PETSc, dict(options), set(required)
+        self._complete = False
 
     @contextlib.contextmanager
     def present(self, *, complete: bool = False) -> Iterator[None]:
         """Have the options in PETSc's database, for a set-up.
 
         Args:
-            complete: Whether everything that could read an option will have read it in the end.
+            complete: Whether this is a solve: everything that could read an option has read it
+                afterwards. There is nothing to be read from the second one on.
 
         Raises:
-            InputError: If an option was not read, when complete: PETSc does not know it, or the
-                chosen types do not.
+            InputError: If a required option was not read, when complete: PETSc does not know it, or
+                the chosen types do not.
         """
+        if complete and self._complete:
+            yield
+            return
         database = self._PETSc.Options()
-        for key, value in self._options:
+        for key, value in self._options.items():
             database.setValue(self.prefix + key, value)
         try:
             yield
-            self._read.update(k for k, _ in self._options if database.used(self.prefix + k))
+            self._unread = {k for k in self._unread if not database.used(self.prefix + k)}
         finally:
-            for key, _ in self._options:
+            for key in self._options:
                 database.delValue(self.prefix + key)
-        unread = [key for key, _ in self._options if key not in self._read]
-        if complete and unread:
+        if complete and self._unread:
             raise InputError(
-                f"options: PETSc did not read {', '.join(map(repr, unread))}: there is no such "
-                "option, or not for the chosen types (-help lists those that there are)"
+                f"options: PETSc did not read {', '.join(map(repr, sorted(self._unread)))}: there "
+                "is no such option, or not for the chosen types (-help lists those that there are)"
             )
+        self._complete = self._complete or complete
 
 
 def translated(error: Exception, options: Options) -> Exception:

@@ -7,24 +7,22 @@ values. So what the engine stores is a lease, which ends when the workspace is l
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from backsolve.adjoint.operators import HostOperator
-from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import Status
 
-from .library import at_exit, discard
+from .library import discard
 from .matrices import create, replace, transpose, values_of
-from .options import Database, Options
+from .options import TOLERANCES, Database, Options
 from .reasons import ksp_ended
 from .transpose import DISTINCT_SMOOTHERS, transposable
 
-__all__ = ["Ended", "Lease", "Pool", "Tolerances", "Workspace", "pool"]
+__all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace"]
 
 
 class Tolerances(NamedTuple):
@@ -46,41 +44,40 @@ class Ended(NamedTuple):
 
 
 class Workspace:
-    """A KSP of our own.
+    """A KSP and what it solves with.
 
     Args:
         PETSc: The module.
-        J: A matrix of the kind that it is for.
-        options: Of the KSP.
-        for_transpose: Options of the KSP that solves with Aᵀ, if they differ in more than
-            tolerances; otherwise the same KSP does where it can.
+        ksp: The KSP.
+        A: Its matrix.
+        P: The matrix that its preconditioner is made from, or A.
+        both_ways: Whether the KSP may be used for Aᵀ too, where its preconditioner lets it.
 
     Attributes:
-        tolerances: Those of the options.
+        tolerances: Those of the KSP, as it was configured.
         lease: The lease on the values that are loaded.
     """
 
-    def __init__(self, PETSc: Any, J: Any, options: Options, for_transpose: Options):
-        self._PETSc, self._for_transpose = PETSc, for_transpose
-        distinct = any(key.endswith(DISTINCT_SMOOTHERS) for key, _ in options)
-        self._own = for_transpose == options and not distinct
-        self._database = Database(PETSc, options)
-        self._transposed: tuple[Any, Any, Database] | None = None
-        self._stale = False
-        self._used = False
+    def __init__(self, PETSc: Any, ksp: Any, A: Any, P: Any, *, both_ways: bool):
+        self.PETSc, self.ksp, self.A, self.P, self._both_ways = PETSc, ksp, A, P, both_ways
+        self._x, self._b = A.createVecs()
+        self._transposed: tuple[Any, list[Any], Database] | None = None
+        self._stale = False  # whether Aᵀ has older values
         self._values: list[np.ndarray] = []
+        self.tolerances = Tolerances(*ksp.getTolerances())
         self.lease: Callable[[], Lease | None] = lambda: None
-        with self._database.present():
-            self.A, self.P = create(PETSc, J, self._database.prefix)
-            self.ksp = self._made(self._database)
-        self._x, self._b = self.A.createVecs()
-        self.tolerances = Tolerances(*self.ksp.getTolerances())
 
-    def _made(self, database: Database) -> Any:
-        ksp = self._PETSc.KSP().create(self._PETSc.COMM_SELF)
-        ksp.setOptionsPrefix(database.prefix)
-        ksp.setFromOptions()
-        return ksp
+    def replace(self, J: Any) -> None:
+        """Put new values into A, and into P."""
+        raise NotImplementedError
+
+    def options(self, *, complete: bool = False) -> contextlib.AbstractContextManager:
+        """Have the options of the KSP in the database, see `Database.present`."""
+        raise NotImplementedError
+
+    def for_transpose(self) -> tuple[Any, Database]:
+        """Return a second KSP, and its options."""
+        raise NotImplementedError
 
     def holds(self, J: Any) -> bool:
         """Tell whether these values are loaded."""
@@ -92,8 +89,8 @@ class Workspace:
     def load(self, J: Any) -> None:
         """Replace the values, and set up."""
         self._values = []
-        with self._database.present():
-            replace(self._PETSc, self.A, self.P, J)
+        with self.options():
+            self.replace(J)
             self.ksp.setOperators(self.A, self.P)
             self.ksp.setUp()
         self._values, self._stale = values_of(J), True
@@ -101,12 +98,11 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Size of the factor, or of as much again as the matrix."""
-        stored = [self.P]
-        pc = self.ksp.getPC()
+        stored, pc = [self.P], self.ksp.getPC()
         if pc.getType() in ("lu", "cholesky", "ilu", "icc") and not pc.getFailedReason():
             stored.append(pc.getFactorMatrix())
-        elif self.P.getType() != "python":
-            stored *= 2
+        else:
+            stored.append(self.P)
         entries = sum(m.getInfo()["nz_used"] for m in stored if m.getType() != "python")
         return int(12 * entries)  # a double and a 32-bit index for each
 
@@ -118,10 +114,10 @@ class Workspace:
         transposed: bool,
         x0: np.ndarray | None = None,
     ) -> Ended:
-        """Solve `A x = b`, or `Aᵀ x = b`."""
-        ksp, database, solve = self._solver(transposed)
-        rtol, atol, divtol, max_it = tolerances
-        ksp.setTolerances(rtol=rtol, atol=atol, divtol=divtol, max_it=int(max_it))
+        """Solve `A x = b`, or `Aᵀ x = b`, and leave the KSP as it was configured."""
+        ksp, options, solve = self._solver(transposed)
+        guessed = ksp.getInitialGuessNonzero()
+        _stop(ksp, tolerances)
         self._b.setArray(b)
         if x0 is None or ksp.getType() == "preonly":
             ksp.setInitialGuessNonzero(False)
@@ -129,80 +125,122 @@ class Workspace:
         else:
             ksp.setInitialGuessNonzero(True)
             self._x.setArray(x0)
-        if self._used:
-            solve(self._b, self._x)
-        else:
-            with database.present(complete=True):
+        try:
+            with options(complete=True):
                 solve(self._b, self._x)
-            self._used = True
+        finally:
+            _stop(ksp, self.tolerances)
+            ksp.setInitialGuessNonzero(guessed)
         x = np.array(self._x.getArray(readonly=True))
-        return Ended(x, *ksp_ended(self._PETSc, ksp), ksp.getIterationNumber())
+        return Ended(x, *ksp_ended(self.PETSc, ksp), ksp.getIterationNumber())
 
     def solve_columns(self, B: np.ndarray, tolerances: Tolerances, *, transposed: bool) -> Ended:
         """Solve for the columns of B; at once, where the package gains by it."""
-        n, k = B.shape
-        ksp, _, _ = self._solver(transposed)
-        together = "matSolveTranspose" if ksp is self.ksp and transposed else "matSolve"
+        ksp, _, solve = self._solver(transposed)
+        together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
-        at_once = (
-            self._used
-            and ksp.getType() == "preonly"
-            and pc.getType() in ("lu", "cholesky")
-            and pc.getFactorSolverType() != "petsc"  # PETSc's own goes column by column
-            and hasattr(ksp, together)
-        )
-        if not at_once:
-            X, ended = np.empty((n, k), order="F"), None
-            for x, b in zip(X.T, B.T, strict=True):
-                column = self.solve(b, tolerances, transposed=transposed)
-                x[:] = column.x
-                if ended is None or ended.status is Status.SUCCESS:
-                    ended = column
-            assert ended is not None
-            return ended._replace(x=X)
-        PETSc = self._PETSc
-        R = PETSc.Mat().createDense((n, k), array=np.array(B, order="F"), comm=PETSc.COMM_SELF)
-        X = R.duplicate()
-        getattr(ksp, together)(R, X)
-        ended = Ended(np.array(X.getDenseArray()), *ksp_ended(PETSc, ksp), 1)
-        R.destroy()
-        X.destroy()
-        return ended
+        # PETSc's own factorisations go column by column anyway.
+        if pc.getFactorSolverType() != "petsc" and hasattr(ksp, together):
+            R = self.PETSc.Mat().createDense(
+                B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
+            )
+            X = R.duplicate()
+            getattr(ksp, together)(R, X)
+            ended = Ended(np.array(X.getDenseArray()), *ksp_ended(self.PETSc, ksp), 1)
+            R.destroy()
+            X.destroy()
+            return ended
+        columns = [self.solve(b, tolerances, transposed=transposed) for b in B.T]
+        worst = next((c for c in columns if c.status is not Status.SUCCESS), columns[0])
+        return worst._replace(x=np.array([c.x for c in columns]).T)
 
-    def _solver(self, transposed: bool) -> tuple[Any, Database, Callable]:
+    def _solver(self, transposed: bool) -> tuple[Any, Callable, Callable]:
         """Return the KSP, its options and its method for this direction."""
         if not transposed:
-            return self.ksp, self._database, self.ksp.solve
-        if self._own and transposable(self.ksp):
-            return self.ksp, self._database, self.ksp.solveTranspose
+            return self.ksp, self.options, self.ksp.solve
+        if self._both_ways and transposable(self.ksp):
+            return self.ksp, self.options, self.ksp.solveTranspose
         if self._transposed is None:
-            database = Database(self._PETSc, self._for_transpose)
-            with database.present():
-                self._transposed = self._made(database), [None, None], database
+            ksp, database = self.for_transpose()
+            self._transposed = ksp, [None, None], database
         ksp, matrices, database = self._transposed
         if self._stale:
-            matrices[0] = transpose(self._PETSc, self.A, matrices[0])
+            matrices[0] = transpose(self.PETSc, self.A, matrices[0])
             if self.P.handle == self.A.handle:
                 matrices[1] = matrices[0]
             else:
-                matrices[1] = transpose(self._PETSc, self.P, matrices[1])
+                matrices[1] = transpose(self.PETSc, self.P, matrices[1])
             with database.present():
                 ksp.setOperators(*matrices)
                 ksp.setUp()
             self._stale = False
-        return ksp, database, ksp.solve
+        return ksp, database.present, ksp.solve
 
     def __del__(self):
         transposed, matrices, _ = getattr(self, "_transposed", None) or (None, [], None)
-        parts = [transposed, getattr(self, "ksp", None), *matrices]
-        parts += [getattr(self, name, None) for name in ("_x", "_b", "P", "A")]
+        parts = [transposed, *matrices, *self._owned()]
         discard(*{id(part): part for part in parts if part is not None}.values())
+
+    def _owned(self) -> list[Any]:
+        return [getattr(self, name, None) for name in ("_x", "_b")]
+
+
+class OwnWorkspace(Workspace):
+    """A KSP that was made from options.
+
+    Args:
+        PETSc: The module.
+        J: A matrix of the kind that it is for.
+        options: Of the KSP.
+        adjoint_options: What differs for Aᵀ. With more than tolerances it gets a KSP of its own.
+        checked: Whether an option that PETSc does not read is a mistake.
+    """
+
+    def __init__(
+        self, PETSc: Any, J: Any, options: Options, adjoint_options: Options, *, checked: bool
+    ):
+        changed = {k: v for k, v in adjoint_options if k not in TOLERANCES}
+        self._database = Database(PETSc, dict(options), required=[k for k, _ in options] * checked)
+        self._for_transpose = Database(PETSc, {**dict(options), **changed}, required=changed)
+        with self._database.present():
+            A, P = create(PETSc, J, self._database.prefix)
+            ksp = _made(PETSc, self._database)
+        distinct = any(key.endswith(DISTINCT_SMOOTHERS) for key, _ in options)
+        super().__init__(PETSc, ksp, A, P, both_ways=not (changed or distinct))
+
+    def replace(self, J):
+        """Put new values into A, and into P."""
+        replace(self.PETSc, self.A, self.P, J)
+
+    def options(self, *, complete=False):
+        """Have the options of the KSP in the database."""
+        return self._database.present(complete=complete)
+
+    def for_transpose(self):
+        """Return a KSP with the options for Aᵀ."""
+        with self._for_transpose.present():
+            return _made(self.PETSc, self._for_transpose), self._for_transpose
+
+    def _owned(self):
+        return [*super()._owned(), *(getattr(self, name, None) for name in ("ksp", "P", "A"))]
+
+
+def _made(PETSc: Any, database: Database) -> Any:
+    ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+    ksp.setOptionsPrefix(database.prefix)
+    ksp.setFromOptions()
+    return ksp
+
+
+def _stop(ksp: Any, tolerances: Tolerances) -> None:
+    rtol, atol, divtol, max_it = tolerances
+    ksp.setTolerances(rtol=rtol, atol=atol, divtol=divtol, max_it=int(max_it))
 
 
 class Lease:
     """The right to a workspace for as long as it holds certain values: the engine's `state`."""
 
-    def __init__(self, workspace: Any):
+    def __init__(self, workspace: Workspace):
         self.workspace, self.nbytes = workspace, workspace.nbytes
         workspace.lease = weakref.ref(self)
 
@@ -210,74 +248,3 @@ class Lease:
     def valid(self) -> bool:
         """Whether the values are still loaded."""
         return self.workspace.lease() is self
-
-
-class Pool:
-    """Workspaces of one kind, of which the least recently used is loaded anew.
-
-    A lease that ended too early doubles how many workspaces there may be.
-
-    Args:
-        make: `make(J)` makes a workspace for Jacobians like J.
-    """
-
-    def __init__(self, make: Callable[[Any], Any]):
-        self._make, self._workspaces, self._capacity = make, [], 2
-
-    def lease(self, J: Any, earlier: Lease | None) -> Lease:
-        """Return a lease on a workspace that is loaded with J."""
-        if earlier is not None:
-            if earlier.valid:
-                return earlier
-            self._capacity = min(2 * self._capacity, 1024)
-        for workspace in self._workspaces:
-            lease = workspace.lease()
-            if lease is not None and workspace.holds(J):
-                self._use(workspace)
-                return lease
-        workspace = self._free(J)
-        workspace.lease = lambda: None
-        self._use(workspace)
-        try:
-            workspace.load(J)
-        except BaseException:
-            self._workspaces.remove(workspace)
-            raise
-        return Lease(workspace)
-
-    def _free(self, J: Any) -> Any:
-        idle = [w for w in self._workspaces if w.lease() is None]
-        for surplus in idle[1:]:
-            self._workspaces.remove(surplus)
-        if idle:
-            return idle[0]
-        if len(self._workspaces) < self._capacity:
-            return self._make(J)
-        return self._workspaces[0]
-
-    def _use(self, workspace: Any) -> None:
-        if workspace in self._workspaces:
-            self._workspaces.remove(workspace)
-        self._workspaces.append(workspace)
-
-
-_pools: OrderedDict[Hashable, Pool] = OrderedDict()
-_POOLS = 16  # kinds of problems whose workspaces are kept
-
-
-def pool(options: Options, for_transpose: Options, PETSc: Any, J: Any) -> Pool:
-    """Return the pool for such options and Jacobians like J."""
-    if isinstance(J, HostOperator):
-        kind: Hashable = J.operator
-    else:
-        kind = J.pattern if isinstance(J, CSR) else np.shape(J)
-    key = options, for_transpose, kind
-    if key not in _pools:
-        _pools[key] = Pool(lambda J: Workspace(PETSc, J, options, for_transpose))
-        while len(_pools) > _POOLS:
-            _pools.popitem(last=False)
-    _pools.move_to_end(key)
-    return _pools[key]
-
-
-at_exit(_pools.clear)
