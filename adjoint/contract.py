@@ -147,10 +147,22 @@ class Solver:
         """
         raise NotImplementedError
 
-    def library_jacobian(self, n: int) -> Operator:
+    def params_jvp(self, x: Any, params: Any, tangents: Any) -> np.ndarray:
+        """Return `(∂F/∂θ) θ̇` as a vector, NumPy in and out, if F is known on the host only.
+
+        Optional, with `host_residual`, `library_jacobian` and `params_vjp`; `tangents` is like
+        params, with zeros for leaves that are not floating. There are no second derivatives then.
+        """
+        raise NotImplementedError
+
+    def params_vjp(self, x: Any, params: Any, λ: np.ndarray) -> Any:
+        """Return `(∂F/∂θ)ᵀ λ`, like params, for a vector λ. Optional, see `params_jvp`."""
+        raise NotImplementedError
+
+    def library_jacobian(self, params: Any) -> Operator:
         """Return how J acts, if only the library knows it; its operands are x and the leaves of θ.
 
-        Optional. There are no second derivatives then.
+        Optional. `params` are `jax.ShapeDtypeStruct`. There are no second derivatives then.
         """
         raise NotImplementedError
 

@@ -164,7 +164,7 @@ def choose_linearization(F: FlatResidual) -> Linearization:
     """Choose the form of J: declared, or as the solver's capabilities say, or by size."""
     solver, n = F.solver, F.unknown.size
     if solver.overrides("library_jacobian"):
-        return _ByPoint(solver.library_jacobian(n))
+        return _ByPoint(solver.library_jacobian(F.params.abstract()))
     if solver.overrides("jacobian"):
         return _Declared(_declared_operator(F))
     form, given = solver.capabilities.jacobian, solver.pattern(F.params.abstract())

@@ -33,6 +33,7 @@ from .jax_compat import (
     owned,
     zero_tangent,
 )
+from .params_product import params_product
 from .problem import Problem
 from .store import Ticket
 
@@ -99,7 +100,10 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
             return problem.F(x, θ)
 
         operands = problem.linearize(x, list(θ))
-        _, F_dot = jax.jvp(F, [θ[i] for i in moving], list(θ_dot))
+        if problem.solver.overrides("params_vjp"):
+            F_dot = params_product(problem, x, θ, moving, θ_dot)
+        else:
+            _, F_dot = jax.jvp(F, [θ[i] for i in moving], list(θ_dot))
         F_dot = F_dot.astype(x.dtype)  # F may have the precision of θ
         (x_dot,) = linear_solve_p.bind(*operands, -F_dot, ticket, problem=problem, transposed=False)
         return x_dot

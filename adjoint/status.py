@@ -34,6 +34,7 @@ class Status(IntEnum):
     OUT_OF_MEMORY = 12
     TIME_LIMIT = 13
     NOT_SOLVED = 14
+    WRONG_JACOBIAN = 15
 
     def __str__(self) -> str:
         return self.name
@@ -65,6 +66,8 @@ _ADVICE = {
     Status.TIME_LIMIT: "the time limit was reached",
     Status.NOT_SOLVED: "the library reported success, but multiplying back shows that it did not "
     "solve the system; check its options, and vecmat if one was given",
+    Status.WRONG_JACOBIAN: "the Jacobian that was given is not the derivative of the residual, as "
+    "differences of the residual show; a derivative made with it would be wrong",
 }
 
 

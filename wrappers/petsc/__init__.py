@@ -5,7 +5,10 @@ lie or poison (`transpose`), one thread at a time and the order of destruction (
 that are replaced in place (`matrices`, `workspace`), reasons (`reasons`).
 """
 
+from .existing_ksp import from_ksp as from_ksp
 from .ksp import KSP as KSP
 from .ksp import ksp as ksp
+from .snes import SNES as SNES
+from .snes import snes as snes
 
-__all__ = ["KSP", "ksp"]
+__all__ = ["KSP", "SNES", "from_ksp", "ksp", "snes"]

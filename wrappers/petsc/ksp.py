@@ -28,9 +28,9 @@ from .reasons import status_of_error
 from .started import Started, started
 from .workspace import Lease, Tolerances
 
-__all__ = ["KSP", "ksp"]
+__all__ = ["DIRECT", "KSP", "ksp"]
 
-_DIRECT = ("lu", "cholesky")
+DIRECT = ("lu", "cholesky")  # preconditioners that solve
 
 
 @register("petsc.ksp", requires="petsc4py")
@@ -74,7 +74,7 @@ class KSP(LinearSolver):
     def direct(self) -> bool:
         """Whether the options ask for a factorisation and nothing else."""
         given = dict(self.options)
-        return given.get("ksp_type") == "preonly" and given.get("pc_type") in _DIRECT
+        return given.get("ksp_type") == "preonly" and given.get("pc_type") in DIRECT
 
     @property
     def work(self):
@@ -117,7 +117,7 @@ class KSP(LinearSolver):
             except PETSc.Error as error:
                 status = status_of_error(error)
                 if status is None:
-                    raise translated(error, self.options) from error
+                    raise translated(error, as_options(self.options)) from error
                 return Solution(None, status, message=f"PETSc error {error.ierr}")
         stats = {"iterations": ended.iterations}
         return Solution(ended.x, ended.status, stats, lease, message=ended.message)
@@ -222,7 +222,8 @@ def _from_guess(solver, matrix, b, x0, shape, full_output, policy):
 
     if b.ndim == 1:
         return _reshaped(one(b, x0.reshape(-1)), shape, full_output)
-    axes = Solution(1, 0, 0) if full_output else 1
+    stats: Any = 0  # the axis of every number in it
+    axes = Solution(1, 0, stats) if full_output else 1
     return jax.vmap(one, (1, 1), axes)(b, x0)
 
 

@@ -90,7 +90,7 @@ def _index(PETSc: Any, array: np.ndarray) -> np.ndarray:
 
 def values_of(J: Any) -> list[np.ndarray]:
     """Return the numbers by which Jacobians of one kind differ."""
-    if isinstance(J, HostOperator):
+    if hasattr(J, "operands"):
         return list(J.operands)
     return [np.asarray(J.data if isinstance(J, CSR) else J)]
 
@@ -114,7 +114,10 @@ def transpose(PETSc: Any, A: Any, out: Any = None) -> Any:
     if A.getType() != "python":
         return A.transpose() if out is None else A.transpose(out)
     if out is None:
-        context = _TransposedProducts(A.getPythonContext())
+        products = A.getPythonContext()
+        if not isinstance(products, _Products):  # the user's own
+            return PETSc.Mat().createTranspose(A)
+        context = _TransposedProducts(products)
         out = PETSc.Mat().createPython(A.getSizes(), context=context, comm=PETSc.COMM_SELF)
         out.setUp()
     out.stateIncrease()

@@ -41,10 +41,9 @@ class Pool:
                 return earlier
             self._capacity = min(2 * self._capacity, self._limit)
         for workspace in self._workspaces:
-            lease = workspace.lease()
-            if lease is not None and workspace.holds(J):
+            if workspace.holds(J):
                 self._use(workspace)
-                return lease
+                return workspace.lease() or Lease(workspace)
         workspace = self._free(J)
         workspace.lease = lambda: None
         try:

@@ -35,6 +35,8 @@ def _pc(pc: Any) -> bool:
         return all(map(transposable, pc.getBJacobiSubKSP()))
     if kind == "asm":
         return all(map(transposable, pc.getASMSubKSP()))
+    if kind == "python":
+        return hasattr(pc.getPythonContext(), "applyTranspose")
     if kind == "ksp":
         return transposable(pc.getKSP())
     if kind in ("gamg", "mg"):

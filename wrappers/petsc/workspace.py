@@ -64,6 +64,7 @@ class Workspace:
         self._transposed: tuple[Any, list[Any], Database] | None = None
         self._stale = False  # whether Aᵀ has older values
         self._values: list[np.ndarray] = []
+        self._loaded = False
         self.tolerances = Tolerances(*ksp.getTolerances())
         self.lease: Callable[[], Lease | None] = lambda: None
 
@@ -82,18 +83,18 @@ class Workspace:
     def holds(self, J: Any) -> bool:
         """Tell whether these values are loaded."""
         values = values_of(J)
-        return len(values) == len(self._values) and all(
+        return self._loaded and all(
             a is b or np.array_equal(a, b) for a, b in zip(values, self._values, strict=True)
         )
 
     def load(self, J: Any) -> None:
         """Replace the values, and set up."""
-        self._values = []
+        self._loaded = False
         with self.options():
             self.replace(J)
             self.ksp.setOperators(self.A, self.P)
             self.ksp.setUp()
-        self._values, self._stale = values_of(J), True
+        self._values, self._loaded, self._stale = values_of(J), True, True
 
     @property
     def nbytes(self) -> int:
