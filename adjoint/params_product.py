@@ -111,14 +111,16 @@ def _jvp(primals, tangents, *, problem, transposed):
 
 
 def _transpose(cotangents, *operands, problem, transposed):
-    fixed = [a for a in operands if not is_undefined_primal(a)]
+    count = 1 + len(problem.params.shapes)
+    fixed, last = operands[:count], operands[count:]
     structs = _structs(problem, transposed=transposed)
-    last = [
+    given = [
         jnp.zeros(s.shape, s.dtype) if is_zero(c) else c
         for c, s in zip(cotangents, structs, strict=True)
     ]
-    results = params_product_p.bind(*fixed, *last, problem=problem, transposed=not transposed)
-    return [None] * len(fixed) + list(results)
+    results = params_product_p.bind(*fixed, *given, problem=problem, transposed=not transposed)
+    wanted = map(is_undefined_primal, last)
+    return [None] * count + [r if w else None for r, w in zip(results, wanted, strict=True)]
 
 
 def _batching(operands, axes, *, problem, transposed):

@@ -36,14 +36,22 @@ class UserWorkspace(Workspace):
         ksp: The KSP.
         adjoint_options: What differs for Aᵀ. With more than tolerances it gets a KSP of its own.
         update_pmat: See `from_ksp`.
+        matrices: A and P, if the KSP may not have them yet.
     """
 
-    def __init__(self, PETSc: Any, ksp: Any, adjoint_options: Any, update_pmat: Any = None):
-        A, P = ksp.getOperators()
+    def __init__(
+        self,
+        PETSc: Any,
+        ksp: Any,
+        adjoint_options: Any,
+        update_pmat: Any = None,
+        matrices: tuple[Any, Any] | None = None,
+    ):
+        A, P = matrices or ksp.getOperators()
         self._changed = {k: v for k, v in adjoint_options if k not in TOLERANCES}
         self._update_pmat = update_pmat
         self._states_loaded: Any = None  # of A and P, by which PETSc counts their changes
-        self.indptr, self.indices = A.getValuesCSR()[:2] if _is_sparse(A) else (None, None)
+        self._pattern = A.getValuesCSR()[:2] if matrices is None and _is_sparse(A) else ()
         prefix = ksp.getOptionsPrefix() or ""
         distinct = PETSc.Options().hasName(prefix + DISTINCT_SMOOTHERS)
         super().__init__(PETSc, ksp, A, P, both_ways=not (self._changed or distinct))
@@ -80,7 +88,7 @@ class UserWorkspace(Workspace):
         """Put new values into A, and have P follow."""
         if isinstance(J, CSR):
             values = np.asarray(J.data, np.float64)
-            self.A.setValuesCSR(self.indptr, self.indices, values)
+            self.A.setValuesCSR(*self._pattern, values)
         else:
             self.A.getDenseArray()[...] = J
         self.A.assemble()

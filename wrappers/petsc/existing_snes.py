@@ -1,0 +1,494 @@
+"""A user's own configured SNES as a differentiable function of parameters.
+
+The residual and the Jacobian are the user's callbacks. J is computed anew at the solution, since
+the SNES may have stopped with that of the last step but one; and it is compared with differences
+of the residual, since Newton's method converges with a wrong J too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.engine import as_leaves, solve
+from backsolve.adjoint.inputs import real_array, real_number
+from backsolve.adjoint.operators import Operator, frobenius_norm
+from backsolve.adjoint.status import InputError, Status
+from backsolve.adjoint.trees import Tree
+from backsolve.adjoint.verdict import ratio
+
+from .existing_ksp import UserWorkspace
+from .ksp import KSP
+from .library import entered
+from .options import as_options, translated
+from .pool import Pool
+from .reasons import snes_ended, status_of_error
+
+__all__ = ["DifferentiableSNES", "from_snes"]
+
+# Central differences of a residual in double precision are good to some 1e-9, of single-precision
+# or iterated parts in it less; a Jacobian that is wrong is hardly ever right to five digits.
+_JACOBIAN_TOL = 1e-5
+_STEP = 6e-6  # of central differences: the cube root of the rounding unit
+
+
+class _WrongJacobian(Exception):
+    """The Jacobian is not the derivative of the residual."""
+
+
+class _Handle:
+    """The user's SNES with what belongs to it; equal to itself only.
+
+    Args:
+        PETSc: The module.
+        snes: The SNES.
+        set_params: See `from_snes`.
+        adjoint_options: What differs in derivatives.
+    """
+
+    def __init__(self, PETSc: Any, snes: Any, set_params: Callable, adjoint_options: Any):
+        self.PETSc, self.snes, self._set_params = PETSc, snes, set_params
+        self._x = snes.getFunction()[0].duplicate()
+        self._f = self._x.duplicate()
+        self.n = self._x.getSize()
+        self._options = adjoint_options
+        self._pool: Pool | None = None
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of one workspace, which is there when the SNES has been set up."""
+        if self._pool is None:
+            workspace = _JacobianWorkspace(self.PETSc, self, self._options)
+            self._pool = Pool(lambda J: workspace, capacity=1, limit=1)
+        return self._pool
+
+    def check(self) -> None:
+        """Refuse a SNES that is gone."""
+        if not self.snes.handle:
+            raise InputError("the SNES that from_snes was given has been destroyed")
+
+    def set_params(self, params: Any) -> None:
+        """Hand θ to the user's code."""
+        self._set_params(params)
+
+    def residual(self, x: np.ndarray, params: Any) -> np.ndarray:
+        """Return F(x, θ) by the user's function."""
+        with entered():
+            self.set_params(params)
+            return self.residual_here(x)
+
+    def residual_here(self, x: np.ndarray) -> np.ndarray:
+        """The same for the parameters that are set."""
+        self.check()
+        self._x.setArray(x)
+        self.snes.computeFunction(self._x, self._f)
+        return np.array(self._f.getArray(readonly=True))
+
+    def along(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return `(∂F/∂x) v` by central differences, for the parameters that are set."""
+        h = _STEP * max(1.0, float(np.abs(x).max())) / max(float(np.abs(v).max()), 1e-300)
+        return (self.residual_here(x + h * v) - self.residual_here(x - h * v)) / (2 * h)
+
+    def solve(self, params: Any, x0: np.ndarray) -> Solution:
+        """Solve from x0."""
+        self.check()
+        self.set_params(params)
+        self._x.setArray(x0)
+        self.snes.solve(None, self._x)
+        status, message = snes_ended(self.PETSc, self.snes)
+        stats = {"iterations": self.snes.getIterationNumber()}
+        x = np.array(self._x.getArray(readonly=True))
+        return Solution(x, status, stats, message=message)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The Jacobian of the user's SNES at a point."""
+
+    handle: _Handle
+    tree: Tree
+    operands: list[np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.handle.n, self.handle.n
+
+    @property
+    def x(self) -> np.ndarray:
+        return self.operands[0]
+
+    @property
+    def params(self) -> Any:
+        θ, _ = self.tree.unflatten(self.operands[1:])
+        return θ
+
+
+class _JacobianWorkspace(UserWorkspace):
+    """The SNES's KSP, loaded with the Jacobian at a point."""
+
+    def __init__(self, PETSc: Any, handle: _Handle, adjoint_options: Any):
+        self._handle = handle
+        A, P = handle.snes.getJacobian()[:2]
+        if A.getType() == "mffd":  # -snes_mf_operator: P is the Jacobian, if it passes the check
+            A = P
+        ksp = handle.snes.getKSP()
+        super().__init__(PETSc, ksp, adjoint_options, matrices=(A, P))
+
+    def _check(self):
+        self._handle.check()
+        if self.A.getType() == "mffd":
+            raise InputError(
+                "the Jacobian of this SNES is known by differences only (-snes_mf), and has no "
+                "transpose: use -snes_mf_operator with a Jacobian, or petsc.snes"
+            )
+
+    def replace(self, J):
+        """Compute the Jacobian, and compare it with differences of the residual."""
+        handle, snes = self._handle, self._handle.snes
+        handle.set_params(J.params)
+        v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
+        truth = handle.along(J.x, v)
+        self._x.setArray(J.x)
+        given, P = snes.getJacobian()[:2]
+        snes.computeJacobian(self._x, given, P)
+        if not self.A.assembled:
+            self.A.assemble()
+        self._b.setArray(v)
+        self.A.mult(self._b, self._x)
+        Jv = self._x.getArray(readonly=True)
+        off = ratio(frobenius_norm(Jv - truth), frobenius_norm(truth))
+        if not off <= _JACOBIAN_TOL:
+            raise _WrongJacobian(f"J v differs from differences of the residual by {off:.1e}")
+
+    def solve(self, b, tolerances, *, transposed, x0=None):
+        """Solve, with the tolerances given: not with those that Eisenstat and Walker choose."""
+        snes = self._handle.snes
+        chosen = snes.getUseEW()
+        snes.setUseEW(False)
+        try:
+            return super().solve(b, tolerances, transposed=transposed, x0=x0)
+        finally:
+            snes.setUseEW(chosen)
+
+
+@dataclass(frozen=True)
+class _UserJacobian(Operator):
+    """J at (x, θ), which the user's callback knows."""
+
+    handle: _Handle
+    tree: Tree
+
+    @property
+    def n(self):  # type: ignore[override]
+        """Size."""
+        return self.handle.n
+
+    def matvec(self, operands, v):
+        """Refuse: no JAX function knows J."""
+        raise TypeError(
+            "petsc.from_snes: there is no second derivative, since the residual and its Jacobian "
+            "are known to the SNES only; petsc.snes takes a residual in JAX"
+        )
+
+    rmatvec = matvec
+
+    def host(self, operands):
+        """Return the point."""
+        return _Point(self.handle, self.tree, list(operands))
+
+    def _loaded(self, operands):
+        J = self.host(operands)
+        return self.handle.pool.lease(J, None)
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply by PETSc."""
+        if v.ndim == 2:
+            columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
+            return np.stack(columns, axis=1)
+        with entered():
+            A = self._loaded(operands).workspace.A
+            x, y = A.createVecs()
+            x.setArray(v)
+            (A.multTranspose if transposed else A.mult)(x, y)
+            return np.array(y.getArray(readonly=True))
+
+    def norm(self, operands):
+        """Return the Frobenius norm, or an estimate of it if only products are known."""
+        if not all(np.isfinite(a).all() for a in operands):
+            return np.nan
+        with entered() as PETSc:
+            try:
+                A = self._loaded(operands).workspace.A
+            except (PETSc.Error, _WrongJacobian):
+                return 1.0  # the solve meets it again, and reports it
+            if A.getType() != "python":
+                return A.norm(PETSc.NormType.FROBENIUS)
+        z = np.random.default_rng(self.n).standard_normal(self.n)
+        return frobenius_norm(self.apply(operands, z, transposed=False))
+
+
+@dataclass(frozen=True)
+class _Linearised(KSP):
+    """The SNES's own KSP, for derivatives."""
+
+    handle: _Handle | None = None
+
+    @property
+    def capabilities(self):  # type: ignore[override]
+        """Whatever the KSP is."""
+        return Capabilities(iterative=True)
+
+    def _pool(self, PETSc, J):
+        del PETSc
+        return J.handle.pool
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        """Solve with the SNES's KSP."""
+        try:
+            return super().linear_solve(jacobian, rhs, state, transposed=transposed)
+        except _WrongJacobian as error:
+            return Solution(None, Status.WRONG_JACOBIAN, message=str(error))
+
+
+@dataclass(frozen=True)
+class _UserSNES(Solver):
+    """A solver that solves with the user's SNES and no other; params are `(θ, x0)`.
+
+    Args:
+        handle: The SNES.
+        adjoint_options: What differs in derivatives.
+    """
+
+    handle: _Handle
+    adjoint_options: Any = ()
+    name = "petsc.snes"
+    capabilities = Capabilities(tolerance=1e-6)
+
+    def abstract_eval(self, params):
+        """Return the shape of x: that of x0."""
+        _, x0 = params
+        return x0
+
+    def library_jacobian(self, params):
+        """Return the user's Jacobian."""
+        return _UserJacobian(self.handle, Tree.of(params))
+
+    def solve(self, params):
+        """Solve with the user's SNES."""
+        θ, x0 = params
+        with entered() as PETSc:
+            try:
+                return self.handle.solve(θ, x0)
+            except PETSc.Error as error:
+                status = status_of_error(error)
+                if status is None:
+                    raise translated(error, ()) from error
+                return Solution(None, status, message=f"PETSc error {error.ierr}")
+
+    def derivative_solver(self):
+        """Return the SNES's KSP."""
+        return _Linearised((), self.adjoint_options, derivative=True, handle=self.handle)
+
+
+@dataclass(frozen=True)
+class _WithResidual(_UserSNES):
+    """The residual is known in JAX too, and ∂F/∂θ from there."""
+
+    F: Callable | None = None
+
+    def residual(self, x, params):
+        """Return F(x, θ)."""
+        θ, _ = params
+        return self.F(x, θ)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class _WithCallbacks(_UserSNES):
+    """∂F/∂θ is the user's, or differences of the residual."""
+
+    vjp: Callable | None = None
+    step: float | None = None
+
+    def host_residual(self, x, params):
+        """Return F(x, θ) by the user's function."""
+        θ, _ = params
+        return self.handle.residual(x, θ)
+
+    def params_jvp(self, x, params, tangents):
+        """Return differences along the tangent."""
+        (θ, _), (θ_dot, _) = params, tangents
+        leaves, tree = jax.tree.flatten(θ)
+        return self._along(x, leaves, jax.tree.leaves(θ_dot), tree)
+
+    def _along(self, x, leaves, direction, tree):
+        longest = max((float(np.abs(d).max(initial=0.0)) for d in direction), default=0.0)
+        if longest == 0.0:
+            return np.zeros(self.handle.n)
+        largest = max(float(np.abs(a).max(initial=0.0)) for a in leaves)
+        h = (self.step or _STEP) * max(1.0, largest) / longest
+        plus, minus = (
+            self.handle.residual(
+                x, tree.unflatten([a + s * d for a, d in zip(leaves, direction, strict=True)])
+            )
+            for s in (h, -h)
+        )
+        return (plus - minus) / (2 * h)
+
+    def params_vjp(self, x, params, λ):
+        """Return the user's product, after comparing it with differences, or differences."""
+        θ, x0 = params
+        leaves, tree = jax.tree.flatten(θ)
+        if self.vjp is None:
+            return self._differences(x, leaves, tree, λ), np.zeros_like(x0)
+        with entered():
+            self.handle.set_params(θ)
+            product = self.vjp(np.array(x), θ, np.array(λ))
+        products = [np.asarray(p, np.float64) for p in jax.tree.leaves(product)]
+        if [p.shape for p in products] != [a.shape for a in leaves]:
+            raise InputError(
+                f"params_vjp returned shapes {[p.shape for p in products]} for params of shapes "
+                f"{[a.shape for a in leaves]}"
+            )
+        self._compare(x, leaves, tree, λ, products)
+        return tree.unflatten(products), np.zeros_like(x0)
+
+    def _compare(self, x, leaves, tree, λ, products):
+        rng = np.random.default_rng(self.handle.n)
+        direction = [
+            rng.standard_normal(a.shape) if a.dtype.kind == "f" else np.zeros(a.shape)
+            for a in leaves
+        ]
+        F_dot = self._along(x, leaves, direction, tree)
+        truth = float(F_dot @ λ)
+        given = sum(float(np.vdot(p, d)) for p, d in zip(products, direction, strict=True))
+        scale = max(abs(truth), frobenius_norm(F_dot) * frobenius_norm(λ) * 1e-3)
+        if not abs(given - truth) <= 1e-4 * scale:
+            raise InputError(
+                f"params_vjp is not (∂F/∂θ)ᵀ λ: along a random direction it gives {given:.6e}, but "
+                f"differences of the residual give {truth:.6e}"
+            )
+
+    def _differences(self, x, leaves, tree, λ):
+        result = []
+        for i, leaf in enumerate(leaves):
+            products = np.zeros(leaf.shape)
+            if leaf.dtype.kind == "f":
+                for index in np.ndindex(leaf.shape):
+                    unit = [np.zeros(a.shape) for a in leaves]
+                    unit[i][index] = 1.0
+                    products[index] = self._along(x, leaves, unit, tree) @ λ
+            result.append(products)
+        return tree.unflatten(result)
+
+
+class DifferentiableSNES:
+    """What `from_snes` returns: `f(params)` is x."""
+
+    def __init__(self, solver: _UserSNES, x0: np.ndarray):
+        self._solver, self.x0 = solver, x0
+        self.snes = solver.handle.snes
+
+    def __call__(
+        self, params: Any, x0: Any = None, *, full_output: bool = False, **policy: Any
+    ) -> Any:
+        """Solve with the user's SNES, differentiably in params.
+
+        Args:
+            params: θ, as `set_params` takes it: an array or a pytree of arrays.
+            x0: Initial guess `(n,)`, by default the one given to `from_snes`. Nothing is
+                differentiated through it.
+            full_output: Return the `Solution` with value, status and stats.
+            **policy: Fields of `backsolve.Policy` for this call.
+
+        Returns:
+            x `(n,)`, or the `Solution`.
+
+        Raises:
+            InputError: On a wrong shape or type, or if the SNES was destroyed.
+            SolverError: If the SNES diverges; the message holds PETSc's reason. In derivatives, if
+                its Jacobian is not the derivative of its residual.
+        """
+        x0 = self.x0 if x0 is None else real_array(x0, "x0", ndim=1)
+        if x0.shape != self.x0.shape:
+            raise InputError(f"x0 has shape {x0.shape}, but the SNES has {self.x0.size} unknowns")
+        as_leaves(params)
+        params = params, jax.lax.stop_gradient(jnp.asarray(x0))
+        return solve(self._solver, params, full_output=full_output, **policy)
+
+
+def from_snes(
+    snes: Any,
+    set_params: Callable[[Any], None],
+    *,
+    params_vjp: Callable[[Any, Any, Any], Any] | None = None,
+    residual: Callable[[Any, Any], Any] | None = None,
+    fd_step: float | None = None,
+    x0: Any = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+) -> DifferentiableSNES:
+    """Make a configured `petsc4py.PETSc.SNES` a differentiable function of its parameters.
+
+        f = petsc.from_snes(snes, set_params, params_vjp=…)         x = f(params)
+
+    The SNES keeps its options, its residual and its Jacobian, which may be any Python or C code.
+    Derivatives are solved by its own KSP, with the Jacobian computed at the solution. That the
+    Jacobian belongs to the residual is checked by differences, two evaluations for each.
+
+    Args:
+        snes: The SNES, with its function and Jacobian set; sequential.
+        set_params: `set_params(params)` hands θ, of NumPy arrays, to the code of the residual.
+        params_vjp: `params_vjp(x, params, λ)` returns (∂F/∂θ)ᵀ λ like params, NumPy in and out.
+            It is compared with differences along a random direction. Tangents are differences.
+        residual: `residual(x, params)` in `jax.numpy`, instead: ∂F/∂θ follows from it.
+        fd_step: Relative step of central differences, instead: two residuals for each parameter,
+            and no solve. 6e-6 is a good one.
+        x0: Initial guess `(n,)`, by default zero.
+        adjoint_options: What differs in tangent and adjoint solves, by PETSc's names. By default
+            `ksp_rtol` is 1e-10 there, whatever Eisenstat and Walker's method left.
+
+    Raises:
+        InputError: If not exactly one of `params_vjp`, `residual` and `fd_step` is given, or the
+            SNES is not set up.
+    """
+    given = [name for name in (params_vjp, residual, fd_step) if name is not None]
+    if len(given) != 1:
+        raise InputError(
+            "give one of params_vjp=, residual= and fd_step=: the derivative of the residual with "
+            f"respect to the parameters is needed; found {len(given)} of them"
+        )
+    for name, function in (("set_params", set_params), ("params_vjp", params_vjp)):
+        if not (callable(function) or (function is None and name != "set_params")):
+            raise InputError(f"{name} must be a function, found {type(function).__name__}")
+    if fd_step is not None and real_number(fd_step, "fd_step", low=0.0, high=0.1) == 0.0:
+        raise InputError("fd_step must be above 0")
+    options = as_options(adjoint_options, "adjoint_options")
+    with entered() as PETSc:
+        _check_snes(PETSc, snes)
+        handle = _Handle(PETSc, snes, set_params, options)
+    if x0 is None:
+        x0 = np.zeros(handle.n)
+    x0 = np.array(real_array(x0, "x0", ndim=1), np.float64)
+    if x0.shape != (handle.n,):
+        raise InputError(f"x0 has {x0.size} entries, but the SNES has {handle.n} unknowns")
+    if residual is not None:
+        return DifferentiableSNES(_WithResidual(handle, options, F=residual), x0)
+    return DifferentiableSNES(_WithCallbacks(handle, options, vjp=params_vjp, step=fd_step), x0)
+
+
+def _check_snes(PETSc: Any, snes: Any) -> None:
+    if not isinstance(snes, PETSc.SNES):
+        raise InputError(f"snes must be a petsc4py.PETSc.SNES, found {type(snes).__name__}")
+    if not snes.handle:
+        raise InputError("snes has been destroyed, or not yet created")
+    if snes.getComm().getSize() > 1:
+        raise InputError("snes is distributed over several processes: only serial ones are taken")
+    if not snes.getFunction()[0].handle:
+        raise InputError("snes has no residual: call snes.setFunction(function, f) first")
+    if not snes.getJacobian()[0].handle:
+        raise InputError("snes has no Jacobian: call snes.setJacobian(function, J) first")
