@@ -70,11 +70,19 @@ class Krylov(LinearSolver):
     def capabilities(self):  # type: ignore[override]
         """The tolerance asked for, with room for the norm of the residual."""
         tolerance = 100 * max(self.rtol, self.derivative_rtol)
-        return Capabilities(jacobian="matrix-free", tolerance=tolerance, reports_unsolvable=True)
+        return Capabilities(
+            jacobian="matrix-free", iterative=True, tolerance=tolerance, reports_unsolvable=True
+        )
 
     def derivative_solver(self):
         """Return the solver of tangent and adjoint systems."""
         return dataclasses.replace(self, rtol=self.derivative_rtol)
+
+    def correct(self, jacobian, defect, state, *, transposed):
+        """Iterate to two digits."""
+        loose = dataclasses.replace(self, rtol=1e-2, atol=0.0)
+        solution = loose.linear_solve(jacobian, defect, state, transposed=transposed)
+        return solution.value if solution.status is Status.SUCCESS else None
 
     def linear_solve(self, jacobian, rhs, state, *, transposed):
         """Iterate from zero."""
