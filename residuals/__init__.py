@@ -1,7 +1,15 @@
 """What a solution means: F(x, θ) in jax.numpy, for `implicit`, `custom_root` and `Solver`."""
 
+from .kkt import constrained as constrained
+from .kkt import quadratic_program as quadratic_program
 from .linear import linear_system as linear_system
 from .linear import normal_equations as normal_equations
 from .stationary import stationary as stationary
 
-__all__ = ["linear_system", "normal_equations", "stationary"]
+__all__ = [
+    "constrained",
+    "linear_system",
+    "normal_equations",
+    "quadratic_program",
+    "stationary",
+]

@@ -1,0 +1,90 @@
+"""Optimality conditions of constrained problems (Karush, Kuhn and Tucker).
+
+Complementarity is written as a projection, z = Π(z + y) or μ = max(0, μ + G), not as a product:
+the Jacobian is then regular wherever the problem is, and a residual of zero says that multipliers
+have the right sign too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["constrained", "quadratic_program"]
+
+
+def quadratic_program(xy: tuple[Any, Any], P: Any, q: Any, A: Any, l: Any, u: Any) -> Any:
+    """Return the residual of `minimise ½ xᵀP x + qᵀx subject to l ≤ A x ≤ u`.
+
+        P x + q + Aᵀ y = 0          A x − Π(A x + y) = 0,  Π onto [l, u]
+
+    The multiplier y is OSQP's: above zero where `A x = u`, below where `A x = l`.
+
+    "OSQP: an operator splitting solver for quadratic programs", B. Stellato et al., Mathematical
+    Programming Computation 12 (2020), eq. (3)–(6).
+
+    Args:
+        xy: x `(n,)` and y `(m,)`.
+        P: `(n, n)` symmetric positive semidefinite array or `backsolve.CSR`, both triangles.
+        q: `(n,)`.
+        A: `(m, n)` array or `backsolve.CSR`.
+        l: `(m,)`, −inf where there is no bound.
+        u: `(m,)`, inf where there is no bound.
+
+    Returns:
+        The residuals, shaped like `xy`.
+    """
+    x, y = xy
+    z = A @ x
+    return P @ x + q + A.T @ y, z - jnp.clip(z + y, l, u)
+
+
+@dataclass(frozen=True)
+class _Constrained:
+    f: Callable[..., Any]
+    G: Callable[..., Any] | None
+    H: Callable[..., Any] | None
+
+    def __call__(self, unknowns: tuple[Any, ...], *θ: Any) -> tuple[Any, ...]:
+        x, *multipliers = unknowns
+        gradient, products, conditions = jax.grad(self.f)(x, *θ), [], []
+        for constraint, multiplier in zip(self._constraints, multipliers, strict=True):
+            value, pullback = jax.vjp(lambda x, c=constraint: c(x, *θ), x)
+            products.append(pullback(multiplier)[0])
+            if constraint is self.G:
+                value = jax.tree.map(lambda μ, g: μ - jnp.maximum(0.0, μ + g), multiplier, value)
+            conditions.append(value)
+        stationarity = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), gradient, *products)
+        return stationarity, *conditions
+
+    @property
+    def _constraints(self) -> list[Callable[..., Any]]:
+        return [c for c in (self.G, self.H) if c is not None]
+
+
+def constrained(
+    f: Callable[..., Any],
+    G: Callable[..., Any] | None = None,
+    H: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Return the residual of `minimise f(x, *θ) subject to G(x, *θ) ≤ 0, H(x, *θ) = 0`.
+
+        ∇f + ∂Gᵀ μ + ∂Hᵀ ν = 0          μ − max(0, μ + G) = 0          H = 0
+
+    "Efficient and Modular Implicit Differentiation", M. Blondel et al., NeurIPS 2022, eq. (6),
+    with the complementarity of μ and G as a projection.
+
+    Args:
+        f: `f(x, *θ)`, real-valued and twice differentiable in x, a pytree.
+        G: `G(x, *θ)`, a pytree of arrays; None if there is no inequality.
+        H: `H(x, *θ)`, a pytree of arrays; None if there is no equality.
+
+    Returns:
+        `F(unknowns, *θ)`, shaped like the unknowns: `(x, μ, ν)`, `(x, μ)`, `(x, ν)` or `(x,)`,
+        with a multiplier for each of G and H that is given. Equal for equal functions.
+    """
+    return _Constrained(f, G, H)
