@@ -81,3 +81,40 @@ def in_fresh_process():
         return json.loads(finished.stdout.splitlines()[-1])
 
     return run
+
+
+_TO_THE_END = """
+import faulthandler, importlib.util, json, sys
+path, name, args, seconds = json.loads(sys.argv[1])
+faulthandler.dump_traceback_later(seconds, exit=True)
+spec = importlib.util.spec_from_file_location("scenario", path)
+scenario = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(scenario)
+print(json.dumps(getattr(scenario, name)(*args)), flush=True)
+"""
+
+
+@pytest.fixture
+def to_the_end():
+    """Return `run(function, *args, seconds=60, **environment)`.
+
+    Like `in_fresh_process`, but the interpreter ends as interpreters do, with all its exit
+    handlers and destructors. It must do so with exit code 0, and nobody may print anything.
+    """
+
+    def run(function, *args, seconds=60, **environment):
+        path, name = function.__code__.co_filename, function.__name__
+        finished = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _TO_THE_END]
+            + [json.dumps([path, name, args, seconds])],
+            capture_output=True,
+            text=True,
+            timeout=seconds + 30,
+            env=os.environ | {"JAX_ENABLE_X64": "1"} | environment,
+        )
+        assert finished.returncode == 0, f"{name}{args}:\n{finished.stderr[-6000:]}"
+        assert finished.stderr == ""
+        (result,) = finished.stdout.splitlines()
+        return json.loads(result)
+
+    return run

@@ -131,7 +131,7 @@ def newton(F, unknowns, *args):
     def of_vector(v):
         return jax.flatten_util.ravel_pytree(F(unravel(v), *args))[0]
 
-    for _ in range(30):
+    for _ in range(6):
         flat = flat - jnp.linalg.solve(jax.jacobian(of_vector)(flat), of_vector(flat))
     return unravel(flat)
 

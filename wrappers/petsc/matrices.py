@@ -112,7 +112,7 @@ def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
 def transpose(PETSc: Any, A: Any, out: Any = None) -> Any:
     """Return Aᵀ as a matrix of its own, or bring the one that there is up to date."""
     if A.getType() != "python":
-        return A.transpose() if out is None else A.transpose(out)
+        return A.transpose(PETSc.Mat() if out is None else out)  # without `out` it is in place
     if out is None:
         products = A.getPythonContext()
         if not isinstance(products, _Products):  # the user's own

@@ -116,6 +116,8 @@ _ERRORS = {
 
 def status_of_error(error: Exception) -> Status | None:
     """Return the status that a `PETSc.Error` stands for, or None if it is a mistake in a call."""
+    if "zero diagonal" in str(error).lower():  # of SOR; its code, 75, is that of many mistakes
+        return Status.SINGULAR
     return _ERRORS.get(getattr(error, "ierr", 0))
 
 
