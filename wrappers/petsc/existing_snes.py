@@ -1,9 +1,4 @@
-"""A user's own configured SNES as a differentiable function of parameters.
-
-The residual and the Jacobian are the user's callbacks. J is computed anew at the solution, since
-the SNES may have stopped with that of the last step but one; and it is compared with differences
-of the residual, since Newton's method converges with a wrong J too.
-"""
+"""A user's own configured SNES as a differentiable function of parameters."""
 
 from __future__ import annotations
 
@@ -18,242 +13,16 @@ import numpy as np
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.inputs import real_array, real_number
-from backsolve.adjoint.operators import Operator, frobenius_norm
-from backsolve.adjoint.status import InputError, Status
+from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
-from backsolve.adjoint.verdict import ratio
 
-from .existing_ksp import UserWorkspace
-from .ksp import KSP
 from .library import entered
 from .options import as_options, translated
-from .pool import Pool
-from .reasons import snes_ended, status_of_error
+from .reasons import status_of_error
+from .user_snes import STEP, Handle, Linearised, UserJacobian
 
 __all__ = ["DifferentiableSNES", "from_snes"]
-
-# Central differences of a residual in double precision are good to some 1e-9, of single-precision
-# or iterated parts in it less; a Jacobian that is wrong is hardly ever right to five digits.
-_JACOBIAN_TOL = 1e-5
-_STEP = 6e-6  # of central differences: the cube root of the rounding unit
-
-
-class _WrongJacobian(Exception):
-    """The Jacobian is not the derivative of the residual."""
-
-
-class _Handle:
-    """The user's SNES with what belongs to it; equal to itself only.
-
-    Args:
-        PETSc: The module.
-        snes: The SNES.
-        set_params: See `from_snes`.
-        adjoint_options: What differs in derivatives.
-    """
-
-    def __init__(self, PETSc: Any, snes: Any, set_params: Callable, adjoint_options: Any):
-        self.PETSc, self.snes, self._set_params = PETSc, snes, set_params
-        self._x = snes.getFunction()[0].duplicate()
-        self._f = self._x.duplicate()
-        self.n = self._x.getSize()
-        self._options = adjoint_options
-        self._pool: Pool | None = None
-
-    @property
-    def pool(self) -> Pool:
-        """The pool of one workspace, which is there when the SNES has been set up."""
-        if self._pool is None:
-            workspace = _JacobianWorkspace(self.PETSc, self, self._options)
-            self._pool = Pool(lambda J: workspace, capacity=1, limit=1)
-        return self._pool
-
-    def check(self) -> None:
-        """Refuse a SNES that is gone."""
-        if not self.snes.handle:
-            raise InputError("the SNES that from_snes was given has been destroyed")
-
-    def set_params(self, params: Any) -> None:
-        """Hand θ to the user's code."""
-        self._set_params(params)
-
-    def residual(self, x: np.ndarray, params: Any) -> np.ndarray:
-        """Return F(x, θ) by the user's function."""
-        with entered():
-            self.set_params(params)
-            return self.residual_here(x)
-
-    def residual_here(self, x: np.ndarray) -> np.ndarray:
-        """The same for the parameters that are set."""
-        self.check()
-        self._x.setArray(x)
-        self.snes.computeFunction(self._x, self._f)
-        return np.array(self._f.getArray(readonly=True))
-
-    def along(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return `(∂F/∂x) v` by central differences, for the parameters that are set."""
-        h = _STEP * max(1.0, float(np.abs(x).max())) / max(float(np.abs(v).max()), 1e-300)
-        return (self.residual_here(x + h * v) - self.residual_here(x - h * v)) / (2 * h)
-
-    def solve(self, params: Any, x0: np.ndarray) -> Solution:
-        """Solve from x0."""
-        self.check()
-        self.set_params(params)
-        self._x.setArray(x0)
-        self.snes.solve(None, self._x)
-        status, message = snes_ended(self.PETSc, self.snes)
-        stats = {"iterations": self.snes.getIterationNumber()}
-        x = np.array(self._x.getArray(readonly=True))
-        return Solution(x, status, stats, message=message)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """The Jacobian of the user's SNES at a point."""
-
-    handle: _Handle
-    tree: Tree
-    operands: list[np.ndarray]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.handle.n, self.handle.n
-
-    @property
-    def x(self) -> np.ndarray:
-        return self.operands[0]
-
-    @property
-    def params(self) -> Any:
-        θ, _ = self.tree.unflatten(self.operands[1:])
-        return θ
-
-
-class _JacobianWorkspace(UserWorkspace):
-    """The SNES's KSP, loaded with the Jacobian at a point."""
-
-    def __init__(self, PETSc: Any, handle: _Handle, adjoint_options: Any):
-        self._handle = handle
-        A, P = handle.snes.getJacobian()[:2]
-        if A.getType() == "mffd":  # -snes_mf_operator: P is the Jacobian, if it passes the check
-            A = P
-        ksp = handle.snes.getKSP()
-        super().__init__(PETSc, ksp, adjoint_options, matrices=(A, P))
-
-    def _check(self):
-        self._handle.check()
-        if self.A.getType() == "mffd":
-            raise InputError(
-                "the Jacobian of this SNES is known by differences only (-snes_mf), and has no "
-                "transpose: use -snes_mf_operator with a Jacobian, or petsc.snes"
-            )
-
-    def replace(self, J):
-        """Compute the Jacobian, and compare it with differences of the residual."""
-        handle, snes = self._handle, self._handle.snes
-        handle.set_params(J.params)
-        v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
-        truth = handle.along(J.x, v)
-        self._x.setArray(J.x)
-        given, P = snes.getJacobian()[:2]
-        snes.computeJacobian(self._x, given, P)
-        if not self.A.assembled:
-            self.A.assemble()
-        self._b.setArray(v)
-        self.A.mult(self._b, self._x)
-        Jv = self._x.getArray(readonly=True)
-        off = ratio(frobenius_norm(Jv - truth), frobenius_norm(truth))
-        if not off <= _JACOBIAN_TOL:
-            raise _WrongJacobian(f"J v differs from differences of the residual by {off:.1e}")
-
-    def solve(self, b, tolerances, *, transposed, x0=None):
-        """Solve, with the tolerances given: not with those that Eisenstat and Walker choose."""
-        snes = self._handle.snes
-        chosen = snes.getUseEW()
-        snes.setUseEW(False)
-        try:
-            return super().solve(b, tolerances, transposed=transposed, x0=x0)
-        finally:
-            snes.setUseEW(chosen)
-
-
-@dataclass(frozen=True)
-class _UserJacobian(Operator):
-    """J at (x, θ), which the user's callback knows."""
-
-    handle: _Handle
-    tree: Tree
-
-    @property
-    def n(self):  # type: ignore[override]
-        """Size."""
-        return self.handle.n
-
-    def matvec(self, operands, v):
-        """Refuse: no JAX function knows J."""
-        raise TypeError(
-            "petsc.from_snes: there is no second derivative, since the residual and its Jacobian "
-            "are known to the SNES only; petsc.snes takes a residual in JAX"
-        )
-
-    rmatvec = matvec
-
-    def host(self, operands):
-        """Return the point."""
-        return _Point(self.handle, self.tree, list(operands))
-
-    def _loaded(self, operands):
-        J = self.host(operands)
-        return self.handle.pool.lease(J, None)
-
-    def apply(self, operands, v, *, transposed):
-        """Multiply by PETSc."""
-        if v.ndim == 2:
-            columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
-            return np.stack(columns, axis=1)
-        with entered():
-            A = self._loaded(operands).workspace.A
-            x, y = A.createVecs()
-            x.setArray(v)
-            (A.multTranspose if transposed else A.mult)(x, y)
-            return np.array(y.getArray(readonly=True))
-
-    def norm(self, operands):
-        """Return the Frobenius norm, or an estimate of it if only products are known."""
-        if not all(np.isfinite(a).all() for a in operands):
-            return np.nan
-        with entered() as PETSc:
-            try:
-                A = self._loaded(operands).workspace.A
-            except (PETSc.Error, _WrongJacobian):
-                return 1.0  # the solve meets it again, and reports it
-            if A.getType() != "python":
-                return A.norm(PETSc.NormType.FROBENIUS)
-        z = np.random.default_rng(self.n).standard_normal(self.n)
-        return frobenius_norm(self.apply(operands, z, transposed=False))
-
-
-@dataclass(frozen=True)
-class _Linearised(KSP):
-    """The SNES's own KSP, for derivatives."""
-
-    handle: _Handle | None = None
-
-    @property
-    def capabilities(self):  # type: ignore[override]
-        """Whatever the KSP is."""
-        return Capabilities(iterative=True)
-
-    def _pool(self, PETSc, J):
-        del PETSc
-        return J.handle.pool
-
-    def linear_solve(self, jacobian, rhs, state, *, transposed):
-        """Solve with the SNES's KSP."""
-        try:
-            return super().linear_solve(jacobian, rhs, state, transposed=transposed)
-        except _WrongJacobian as error:
-            return Solution(None, Status.WRONG_JACOBIAN, message=str(error))
 
 
 @dataclass(frozen=True)
@@ -265,7 +34,7 @@ class _UserSNES(Solver):
         adjoint_options: What differs in derivatives.
     """
 
-    handle: _Handle
+    handle: Handle
     adjoint_options: Any = ()
     name = "petsc.snes"
     capabilities = Capabilities(tolerance=1e-6)
@@ -277,7 +46,7 @@ class _UserSNES(Solver):
 
     def library_jacobian(self, params):
         """Return the user's Jacobian."""
-        return _UserJacobian(self.handle, Tree.of(params))
+        return UserJacobian(self.handle, Tree.of(params))
 
     def solve(self, params):
         """Solve with the user's SNES."""
@@ -293,7 +62,7 @@ class _UserSNES(Solver):
 
     def derivative_solver(self):
         """Return the SNES's KSP."""
-        return _Linearised((), self.adjoint_options, derivative=True, handle=self.handle)
+        return Linearised((), self.adjoint_options, derivative=True, handle=self.handle)
 
 
 @dataclass(frozen=True)
@@ -331,7 +100,7 @@ class _WithCallbacks(_UserSNES):
         if longest == 0.0:
             return np.zeros(self.handle.n)
         largest = max(float(np.abs(a).max(initial=0.0)) for a in leaves)
-        h = (self.step or _STEP) * max(1.0, largest) / longest
+        h = (self.step or STEP) * max(1.0, largest) / longest
         plus, minus = (
             self.handle.residual(
                 x, tree.unflatten([a + s * d for a, d in zip(leaves, direction, strict=True)])
@@ -470,7 +239,7 @@ def from_snes(
     options = as_options(adjoint_options, "adjoint_options")
     with entered() as PETSc:
         _check_snes(PETSc, snes)
-        handle = _Handle(PETSc, snes, set_params, options)
+        handle = Handle(PETSc, snes, set_params, options)
     if x0 is None:
         x0 = np.zeros(handle.n)
     x0 = np.array(real_array(x0, "x0", ndim=1), np.float64)
