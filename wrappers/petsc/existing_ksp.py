@@ -261,7 +261,7 @@ def _check_ksp(PETSc: Any, ksp: Any, update_pmat: Any) -> None:
     A, P = ksp.getOperators()
     if not A.handle or not A.assembled:
         raise InputError("ksp has no assembled matrix: call ksp.setOperators(A) first")
-    check_matrix(A)
+    _check_matrix(A)
     if P.handle != A.handle and update_pmat is None:
         raise InputError(
             "the preconditioner of ksp is made from another matrix than A: say how it follows A, "
@@ -269,7 +269,7 @@ def _check_ksp(PETSc: Any, ksp: Any, update_pmat: Any) -> None:
         )
 
 
-def check_matrix(A: Any) -> None:
+def _check_matrix(A: Any) -> None:
     """Refuse matrices whose values cannot be replaced."""
     if A.getComm().getSize() > 1:
         raise InputError("the matrix is distributed over several processes: only serial ones are")

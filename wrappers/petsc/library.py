@@ -61,8 +61,8 @@ def petsc() -> Any:
 @contextlib.contextmanager
 def entered() -> Iterator[Any]:
     """Be the only thread inside PETSc; yields its Python module."""
-    PETSc = petsc()
     with _lock:
+        PETSc = petsc()  # started by one thread while the others wait
         if _closed:
             raise InputError("PETSc is closed: the interpreter is shutting down")
         _empty()
