@@ -15,11 +15,12 @@ from backsolve.adjoint.contract import Capabilities, LinearSolver, Solution
 from backsolve.adjoint.engine import solve, solve_columns
 from backsolve.adjoint.inputs import real_array, right_hand_side
 from backsolve.adjoint.matvec import LinearMap, linear_map
-from backsolve.adjoint.operators import Operator
+from backsolve.adjoint.operators import Operator, Sparse
 from backsolve.adjoint.registry import register
 from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
+from ..products import Multiplied
 from .library import entered
 from .matrices import Preconditioned
 from .options import TOLERANCES, Options, as_options, translated
@@ -80,6 +81,11 @@ class KSP(LinearSolver):
     def work(self):
         """Tolerances apart, forward and derivative solves share a KSP."""
         return dataclasses.replace(self, derivative=False)
+
+    def operator(self, matrix):
+        """Return how A acts; a sparse one is multiplied by SciPy."""
+        operator = super().operator(matrix)
+        return Multiplied(operator.pattern) if type(operator) is Sparse else operator
 
     def derivative_solver(self):
         """Return this solver with the tolerances of derivatives."""

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from backsolve.adjoint.operators import Dense, Operator, Sparse
+from backsolve.adjoint.operators import Dense, Operator
 from backsolve.adjoint.sparse import CSR
+
+from ..products import Multiplied
 
 __all__ = ["Started", "started"]
 
@@ -41,7 +43,7 @@ class Started:
         if hasattr(self.matrix, "operator"):
             return _FromGuess(self.matrix.operator)
         if isinstance(self.matrix, CSR):
-            return _FromGuess(Sparse(self.matrix.pattern))
+            return _FromGuess(Multiplied(self.matrix.pattern))
         return _FromGuess(Dense(self.shape[0]))
 
     def tree_flatten(self):
