@@ -1,6 +1,6 @@
 # `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test lint bench clean
+.PHONY: help environment petsc demo test lint bench clean
 BIN := .venv/bin
 
 help: ## this list
@@ -9,11 +9,14 @@ help: ## this list
 environment: ## make .venv and install backsolve and the tools into it
 	@docker/bootstrap.sh main
 
+petsc: environment ## add PETSc to .venv, compiled the first time
+	@docker/bootstrap.sh petsc
+
 demo: environment ## run examples/quickstart.py
 	@echo "==> examples/quickstart.py"
 	@$(BIN)/python examples/quickstart.py
 
-test: lint ## the checks, every test, and the JAX-sensitive tests with the oldest and newest JAX
+test: lint petsc ## the checks, every test, and again what depends on the versions of JAX and PETSc
 	@echo "==> pytest"
 	@$(BIN)/pytest
 	@docker/bootstrap.sh jax-versions
@@ -28,7 +31,7 @@ lint: environment ## ruff, pyright, import-linter
 	@echo "==> lint-imports"
 	@$(BIN)/lint-imports --no-logo
 
-bench: environment ## the benchmarks, BLAS on one thread; numbers go to tests/benchmarks/results
+bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmarks/results
 	@echo "==> benchmarks"
 	@mkdir -p tests/benchmarks/results
 	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks \

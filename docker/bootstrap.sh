@@ -2,13 +2,17 @@
 # Make the Python environments of this checkout. People and images use the same script.
 #
 #   docker/bootstrap.sh main           make .venv: the newest JAX for the Python in use, and the tools
+#   docker/bootstrap.sh petsc          add the newest PETSc to .venv (ten minutes, the first time)
 #   docker/bootstrap.sh jax-versions   run the tests marked jax_versions with the oldest JAX that
 #                                      pyproject.toml admits, in .venv-oldest, and with the newest,
-#                                      in .venv-newest, where the Python of .venv is too old for it
+#                                      in .venv-newest, where the Python of .venv is too old for it;
+#                                      in .venv-oldest, those marked petsc too, with the oldest PETSc
 #
-# PYTHON=/path/to/python chooses the interpreter. A step that is up to date is skipped.
+# PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
+# BACKSOLVE_WHEELS the folder that keeps what was compiled. A step that is up to date is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. docker/petsc.sh
 
 # What a bare Debian or Ubuntu lacks. The venv package is named after the Python in use, see below.
 SYSTEM_PACKAGES=(python3 python3-venv)
@@ -38,6 +42,9 @@ runs() {
 path_of() { "$1" -c 'import sys; print(sys.executable)'; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())'; }
 has_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
+
+# pip_in DIR COMMAND [ARGUMENT...]: DIR's pip, quiet unless it fails.
+pip_in() { "$1/bin/python" -m pip "$2" -qq --no-input --disable-pip-version-check "${@:3}"; }
 
 first_python() {
     local python
@@ -95,8 +102,7 @@ environment() {
     else
         say "$dir: installing backsolve[$extra]${*:+ with $*} (minutes, the first time)"
         rm -f "$dir/.installed"
-        "$dir/bin/python" -m pip install -qq --no-input --disable-pip-version-check \
-            --upgrade --upgrade-strategy eager --editable ".[$extra]" "$@"
+        pip_in "$dir" install --upgrade --upgrade-strategy eager --editable ".[$extra]" "$@"
         echo "$installed" >"$dir/.installed"
     fi
 }
@@ -113,16 +119,15 @@ jax_in() { "$1/bin/python" -c 'from importlib.metadata import version; print(ver
 
 # available DIR REQUIREMENT: does the package index have it for DIR's Python?
 available() {
-    "$1/bin/python" -m pip install -qq --no-input --disable-pip-version-check \
-        --dry-run --ignore-installed --no-deps "$2" >/dev/null 2>&1
+    pip_in "$1" install --dry-run --ignore-installed --no-deps "$2" >/dev/null 2>&1
 }
 
-# test_in DIR: the part of the tests that depends on the JAX version.
+# test_in DIR MARKERS: the part of the tests that depends on a version.
 test_in() {
     local status=0
-    say "$1: pytest -m jax_versions with JAX $(jax_in "$1")"
-    "$1/bin/pytest" -q -p no:cacheprovider -m jax_versions || status=$?
-    [ "$status" -ne 5 ] || die "no test carries the marker jax_versions"
+    say "$1: pytest -m '$2' with JAX $(jax_in "$1")"
+    "$1/bin/pytest" -q -p no:cacheprovider -m "$2" || status=$?
+    [ "$status" -ne 5 ] || die "no test carries the marker $2"
     return "$status"
 }
 
@@ -138,7 +143,8 @@ jax_versions() {
     else
         environment .venv-oldest "$python" test "jax==$oldest" "jaxlib==$oldest"
         echo "$oldest" >.venv-oldest/.jax
-        test_in .venv-oldest
+        petsc_oldest
+        test_in .venv-oldest "jax_versions or petsc"
     fi
 
     if [ "$(jax_in .venv)" = "$newest" ]; then
@@ -150,7 +156,7 @@ jax_versions() {
         say "newest JAX: $newest skipped, no newer Python here; .venv has $(jax_in .venv)"
     else
         environment .venv-newest "$newer" test
-        test_in .venv-newest
+        test_in .venv-newest jax_versions
     fi
 }
 
@@ -158,6 +164,11 @@ case ${1:-} in
     main)
         python=$(main_python)
         environment .venv "$python" dev
+        ;;
+    petsc)
+        python=$(main_python)
+        environment .venv "$python" dev
+        petsc_newest
         ;;
     jax-versions) jax_versions ;;
     *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;

@@ -104,9 +104,9 @@ def to_the_end():
 
     def run(function, *args, seconds=60, **environment):
         path, name = function.__code__.co_filename, function.__name__
+        job = json.dumps([path, name, args, seconds])
         finished = subprocess.run(
-            [sys.executable, "-W", "error", "-c", _TO_THE_END]
-            + [json.dumps([path, name, args, seconds])],
+            [sys.executable, "-W", "error", "-c", _TO_THE_END, job],
             capture_output=True,
             text=True,
             timeout=seconds + 30,

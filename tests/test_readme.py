@@ -62,6 +62,15 @@ def test_the_table_shown_is_the_table_printed(readme, capsys):
     assert words(shown) == words(capsys.readouterr().out)
 
 
+def test_the_petsc_diffs_are_taken_from_the_example():
+    lines = (README.parent / "examples/petsc_existing_script.py").read_text(encoding="utf-8")
+    example = {line.partition("  #")[0].strip() for line in lines.splitlines()}
+    diffs = [block.strip("\n") for block in blocks("diff") if "petsc" in block]
+    assert len(diffs) == 2
+    for line in "\n".join(diffs).splitlines():
+        assert line[1:].strip() in example
+
+
 def test_files_named_in_the_readme_exist():
     for path in re.findall(r"\]\(([\w./]+)\)", TEXT):
         assert (README.parent / path).is_file(), path

@@ -1,6 +1,9 @@
 """The registry: names, what is installed, and libraries that are absent or broken."""
 
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
@@ -175,6 +178,66 @@ def test_a_broken_library_is_told_from_an_absent_one(line, reason, tmp_path, mon
 def test_a_missing_part_of_a_library_is_a_broken_library():
     with pytest.raises(SolverBroken, match=r"json is installed, but importing json\.part fails"):
         require("json.part")
+
+
+# --------------------------------------------------------------------------------------------
+# Threads: a callback thread may be the first to need a library, and so may another at that moment
+
+PARTS_OF_SCIPY = [
+    "scipy.linalg",
+    "scipy.linalg.lapack",
+    "scipy.linalg.blas",
+    "scipy.linalg.cython_blas",
+    "scipy.sparse.linalg",
+    "scipy.optimize",
+]
+
+
+def require_at_once(modules):
+    """Require each module in a thread of its own; return which was loaded before, and errors."""
+    loaded = [name for name in modules if name in sys.modules]
+    together, errors = threading.Barrier(len(modules)), []
+
+    def first_call(name):
+        together.wait()
+        try:
+            require(name)
+        except ImportError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=first_call, args=(name,)) for name in modules]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return loaded, errors
+
+
+def test_threads_may_require_parts_of_one_library_at_once(in_fresh_process):
+    loaded, errors = in_fresh_process(require_at_once, PARTS_OF_SCIPY)
+    assert not loaded, "imported too early: the test would show nothing"
+    assert not errors
+
+
+def test_two_parts_that_import_each_other_wait_in_line(tmp_path, monkeypatch):
+    # As above, but at the wrong moment every time: one thread has begun with `first`, which goes on
+    # to import `second`, when another begins with that. `import_module` stands for the compiled
+    # modules: unlike the statement, it waits for a module that is known but not finished.
+    name = f"{tmp_path.name}_package"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    for part, other, seconds in (("first", "second", 0.3), ("second", "first", 0.0)):
+        (tmp_path / name / f"{part}.py").write_text(
+            f"import importlib, time\ntime.sleep({seconds})\n"
+            f"importlib.import_module('{name}.{other}')\nanswer = '{part}'"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(require, f"{name}.first")
+        while f"{name}.first" not in sys.modules and not first.done():
+            time.sleep(0.001)
+        second = threads.submit(require, f"{name}.second")
+        assert (first.result().answer, second.result().answer) == ("first", "second")
 
 
 def test_errors_have_the_types_that_callers_of_python_expect():
