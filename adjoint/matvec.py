@@ -72,7 +72,7 @@ def linear_map(matvec: Callable, vecmat: Callable | None, b: jax.ShapeDtypeStruc
             ) from failure
         return LinearMap(MatrixFree(b.size, forward), operands)
     transposed, more = _hoisted("vecmat", vecmat, b, v)
-    backward = _Product(transposed, slice(len(operands), None))
+    backward = _Product(transposed, slice(len(operands), len(operands) + len(more)))
     operator = MatrixFree(b.size, forward, backward, transposable=failure is None)
     return LinearMap(operator, [*operands, *more])
 

@@ -18,7 +18,7 @@ from backsolve.adjoint.matvec import LinearMap, linear_map
 from backsolve.adjoint.operators import Operator, Sparse
 from backsolve.adjoint.registry import register
 from backsolve.adjoint.sparse import CSR, as_csr
-from backsolve.adjoint.status import InputError
+from backsolve.adjoint.status import InputError, Status
 
 from ..products import Multiplied
 from .library import entered
@@ -56,12 +56,13 @@ class KSP(LinearSolver):
         object.__setattr__(self, "options", as_options(self.options))
         given = as_options(self.adjoint_options, "adjoint_options")
         object.__setattr__(self, "adjoint_options", given)
-        for key, value in given:
-            if key in TOLERANCES:
-                try:
-                    float(value)
-                except ValueError:
-                    raise InputError(f"adjoint_options[{key!r}]={value!r} is no number") from None
+        for name in ("options", "adjoint_options"):
+            for key, value in getattr(self, name):
+                if key in TOLERANCES:
+                    try:
+                        float(value)
+                    except ValueError:
+                        raise InputError(f"{name}[{key!r}]={value!r} is no number") from None
 
     @property
     def capabilities(self):  # type: ignore[override]
@@ -69,7 +70,8 @@ class KSP(LinearSolver):
         if self.direct:
             return Capabilities(multi_rhs=True, tolerance=1e-10, reports_unsolvable=True)
         rtol = float(dict(self.options).get("ksp_rtol", 1e-5))
-        return Capabilities(iterative=True, tolerance=min(1e3 * rtol, 1e-2))
+        tolerance = min(1e3 * rtol, 1e-2)
+        return Capabilities(iterative=True, tolerance=tolerance, reports_unsolvable=True)
 
     @property
     def direct(self) -> bool:
@@ -113,13 +115,17 @@ class KSP(LinearSolver):
 
         J, _ = started(jacobian)
         solution = self._with_workspace(J, state, run)
-        return solution.value
+        return solution.value if solution.status is Status.SUCCESS else None
 
     def _with_workspace(self, J: Any, state: Any, run: Any) -> Solution:
         with entered() as PETSc:
             try:
-                lease = self._pool(PETSc, J).lease(J, state)
-                ended = run(lease)
+                pool = self._pool(PETSc, J)
+                lease = pool.lease(J, state)
+                with pool.abandoning(lease.workspace):
+                    ended = run(lease)
+                if ended.status is not Status.SUCCESS:  # PETSc may not recover: ILU does not
+                    pool.drop(lease.workspace)
             except PETSc.Error as error:
                 status = status_of_error(error)
                 if status is None:

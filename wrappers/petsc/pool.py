@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Pool:
         """Return a lease on a workspace that is loaded with J."""
         if earlier is not None:
             if earlier.valid and earlier.workspace.holds(J):
+                self._use(earlier.workspace)
                 return earlier
             self._capacity = min(2 * self._capacity, self._limit)
         for workspace in self._workspaces:
@@ -46,14 +48,26 @@ class Pool:
                 return workspace.lease() or Lease(workspace)
         workspace = self._free(J)
         workspace.lease = lambda: None
-        try:
+        with self.abandoning(workspace):
             workspace.load(J)
-        except BaseException:  # its objects may be in any state
-            if workspace in self._workspaces:
-                self._workspaces.remove(workspace)
-            raise
         self._use(workspace)
         return Lease(workspace)
+
+    @contextlib.contextmanager
+    def abandoning(self, workspace: Workspace) -> Iterator[None]:
+        """Abandon the workspace if an error is raised: its objects may be in any state."""
+        try:
+            yield
+        except BaseException:
+            workspace.abandon()
+            self.drop(workspace)
+            raise
+
+    def drop(self, workspace: Workspace) -> None:
+        """Never use the workspace again."""
+        workspace.lease = lambda: None
+        if workspace in self._workspaces:
+            self._workspaces.remove(workspace)
 
     def _free(self, J: Any) -> Workspace:
         idle = [w for w in self._workspaces if w.lease() is None]

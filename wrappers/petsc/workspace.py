@@ -141,7 +141,8 @@ class Workspace:
         together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
         # PETSc's own factorisations go column by column anyway.
-        if pc.getFactorSolverType() != "petsc" and hasattr(ksp, together):
+        direct = ksp.getType() == "preonly" and pc.getType() in ("lu", "cholesky")
+        if direct and pc.getFactorSolverType() != "petsc" and hasattr(ksp, together):
             R = self.PETSc.Mat().createDense(
                 B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
             )
@@ -177,10 +178,24 @@ class Workspace:
             self._stale = False
         return ksp, database.present, ksp.solve
 
+    def abandon(self) -> None:
+        """Never use these objects again, and never destroy them.
+
+        An error in the midst of a solve leaves vectors locked and parts half replaced: to destroy
+        them may then end the process.
+        """
+        self.lease = lambda: None
+        self._loaded = False
+        for part in self._parts():
+            part.incRef()
+
     def __del__(self):
+        discard(*self._parts())
+
+    def _parts(self) -> list[Any]:
         transposed, matrices, _ = getattr(self, "_transposed", None) or (None, [], None)
         parts = [transposed, *matrices, *self._owned()]
-        discard(*{id(part): part for part in parts if part is not None}.values())
+        return list({id(part): part for part in parts if part is not None}.values())
 
     def _owned(self) -> list[Any]:
         return [getattr(self, name, None) for name in ("_x", "_b")]
@@ -205,7 +220,7 @@ class OwnWorkspace(Workspace):
         self._for_transpose = Database(PETSc, {**dict(options), **changed}, required=changed)
         with self._database.present():
             A, P = create(PETSc, J, self._database.prefix)
-            ksp = _made(PETSc, self._database)
+            ksp = _made(PETSc, self._database, A, P)
         distinct = any(key.endswith(DISTINCT_SMOOTHERS) for key, _ in options)
         super().__init__(PETSc, ksp, A, P, both_ways=not (changed or distinct))
 
@@ -220,14 +235,15 @@ class OwnWorkspace(Workspace):
     def for_transpose(self):
         """Return a KSP with the options for Aᵀ."""
         with self._for_transpose.present():
-            return _made(self.PETSc, self._for_transpose), self._for_transpose
+            return _made(self.PETSc, self._for_transpose, self.A, self.P), self._for_transpose
 
     def _owned(self):
         return [*super()._owned(), *(getattr(self, name, None) for name in ("ksp", "P", "A"))]
 
 
-def _made(PETSc: Any, database: Database) -> Any:
+def _made(PETSc: Any, database: Database, A: Any, P: Any) -> Any:
     ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+    ksp.setOperators(A, P)  # they decide the default preconditioner, whose options are read now
     ksp.setOptionsPrefix(database.prefix)
     ksp.setFromOptions()
     return ksp
