@@ -2,13 +2,12 @@
 
 For a direct method the condition number is estimated from the factor. For an iterative one each
 solve is dear, and what matters is the error that is there: solving loosely for the defect d gives
-the correction J⁻¹ d, and ‖J‖ ‖J⁻¹ d‖ / ‖d‖ is the magnification of just this defect.
+the correction e ≈ J⁻¹ d, and ‖J‖ ‖e‖ / ‖d‖ is the magnification of just this defect.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,20 +79,35 @@ def by_correction(
     operator: Operator,
     entry: Entry,
     bound: float,
-    defects: Sequence[Defect],
+    *,
+    linear: Defect | None = None,
+    primal: Defect | None = None,
 ) -> Conditioning:
-    """Raise the free lower bound by the magnifications of the defects that leave doubt."""
-    J = operator.host(entry.operands)
+    """Take the free lower bound, and measure how the defects that leave doubt are magnified."""
     bound = max(bound, entry.probe or 0.0)
-    for defect in defects:
-        d = defect.vector
-        size = frobenius_norm(d)
-        if not (0.0 < size < math.inf and in_doubt(policy, bound, defect.eta)):
-            continue
-        correction = solver.correct(J, d, entry.state, transposed=defect.transposed)
-        if correction is None:
-            return Conditioning(math.inf, "bound")
-        magnified = ratio(entry.norm * frobenius_norm(np.asarray(correction)), size)  # type: ignore[operator]
-        bound = max(bound, magnified if math.isfinite(magnified) else math.inf)
+    measured: dict[str, float] = {}
+    for name, defect in (("linear", linear), ("primal", primal)):
+        if defect is not None and in_doubt(policy, bound, defect.eta):
+            measured[name], bound = _magnification(solver, operator, entry, bound, defect)
     entry.probe = bound
-    return Conditioning(bound, "bound")
+    return Conditioning(bound, "bound", **measured)
+
+
+def _magnification(
+    solver: Solver, operator: Operator, entry: Entry, bound: float, defect: Defect
+) -> tuple[float, float]:
+    """Return ‖J‖ ‖J⁻¹ d‖ / ‖d‖ of a defect, and the bound that it may raise."""
+    d, size, norm = defect.vector, frobenius_norm(defect.vector), entry.norm
+    if size == 0.0:
+        return bound, bound
+    J = operator.host(entry.operands)
+    e = solver.correct(J, d, entry.state, transposed=defect.transposed)
+    if e is None:
+        return math.inf, bound
+    left = d - operator.apply(entry.operands, e, transposed=defect.transposed)
+    magnified = ratio(norm * frobenius_norm(e), size)  # type: ignore[operator]
+    if not math.isfinite(magnified):
+        return math.inf, bound
+    bound = max(bound, magnified)
+    # The bound stands for what the correction leaves over.
+    return magnified + bound * ratio(frobenius_norm(left), size), bound

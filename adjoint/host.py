@@ -70,7 +70,7 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
         tally.system(system.conditioning, system.iterations, system.reuse, system.message)
         for j, lane in enumerate(lanes):
             ended, eta = system.status[j], system.eta[j]
-            if not tally.lane(lane, ended, primal=eta, error=system.error(j, eta)):
+            if not tally.lane(lane, ended, primal=eta, error=system.error(j)):
                 system.value[:, j] = np.nan
             status[lane] = ended
             # A failed solve leaves NaN: no derivative at it can be trusted.
@@ -190,7 +190,7 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
                 system.status[j],
                 primal=eta,
                 linear=system.linear_residual[j],
-                error=system.error(j, eta + system.eta[j]),
+                error=system.error(j, eta),
                 weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
             )
             if not keep:

@@ -60,11 +60,11 @@ class System:
         column = self.defect[:, j]
         return column if self.defect.shape[1] == 1 else column.copy()
 
-    def error(self, j: int, eta: float) -> float | None:
-        """Return the error estimate κ̂ η of column j; a zero v has none, whatever the condition."""
+    def error(self, j: int, eta_primal: float = 0.0) -> float | None:
+        """Return the error estimate of column j; a zero v has none, whatever the condition."""
         if self.conditioning is None:
             return None
-        return self.conditioning.value * eta if self.length[j] else 0.0
+        return self.conditioning.error(self.eta[j], eta_primal) if self.length[j] else 0.0
 
 
 # Whatever overflows shows in the results, which are all checked.
@@ -125,8 +125,8 @@ def solve_system(
             bound = max(ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))
             known = problem.policy, solver, operator, entry, bound
             if solver.capabilities.iterative:
-                left = [] if tickets is None else _defects(norm, defect, eta, tickets, transposed)
-                conditioning = by_correction(*known, left)
+                left = {} if tickets is None else _defects(norm, defect, eta, tickets, transposed)
+                conditioning = by_correction(*known, **left)
             else:
                 conditioning = by_estimate(*known, max(eta))
             if conditioning.kind == "estimate" and singular(conditioning.value):
@@ -151,13 +151,13 @@ def solve_system(
 
 def _defects(
     norm: float, defect: np.ndarray, eta: list[float], tickets: np.ndarray, transposed: bool
-) -> list[Defect]:
+) -> dict[str, Defect]:
     """Return the worst that this system left over, and that the differentiated solves did."""
     j = max(range(len(eta)), key=eta.__getitem__)
-    found = [Defect(np.ascontiguousarray(defect[:, j]), eta[j], transposed)]
+    found = {"linear": Defect(np.ascontiguousarray(defect[:, j]), eta[j], transposed)}
     primal = [Ticket.residual(ticket) for ticket in tickets]
     j = max(range(len(primal)), key=primal.__getitem__)
     F = store.residual(tickets[j])
     if F is not None and F.shape == defect[:, 0].shape:
-        found.append(Defect(F, ratio(primal[j], norm), False))
+        found["primal"] = Defect(F, ratio(primal[j], norm), False)
     return found

@@ -8,7 +8,10 @@ Of a system `J v = r` (or `Jᵀ v = r`) with computed v, at a point x̂ with res
     error_estimate = κ̂ (η_primal + η_linear)
 
 The norm of J is Frobenius', that of vectors Euclid's. Where the free bound leaves doubt, κ̂ is
-estimated in the 1-norm.
+estimated in the 1-norm; with an iterative solver, each η has a magnification of its own instead,
+measured by solving for its defect d, loosely: with e ≈ J⁻¹ d
+
+    κ̂_d = ‖J‖ ‖e‖ / ‖d‖ + κ̂ ‖d − J e‖ / ‖d‖
 """
 
 from __future__ import annotations
@@ -31,10 +34,25 @@ _SLACK = 1e5
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A condition number and how it was found."""
+    """A condition number, how it was found, and what is known better of certain defects.
+
+    Attributes:
+        value: The condition number κ̂.
+        kind: `"bound"` or `"estimate"`.
+        linear: How much the defect of v is magnified, if that was measured.
+        primal: How much F(x̂, θ) is magnified, if that was measured.
+    """
 
     value: float
-    kind: str  # "bound" or "estimate"
+    kind: str
+    linear: float | None = None
+    primal: float | None = None
+
+    def error(self, eta_linear: float, eta_primal: float = 0.0) -> float:
+        """Return the error estimate of backward errors: κ̂ times each, or its magnification."""
+        linear = self.value if self.linear is None else self.linear
+        primal = self.value if self.primal is None else self.primal
+        return linear * eta_linear + (primal * eta_primal if eta_primal else 0.0)
 
 
 def column_norms(V: np.ndarray) -> list[float]:

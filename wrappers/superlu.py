@@ -38,10 +38,13 @@ class _Factor:
     """A SuperLU object that says its size."""
 
     lu: Any
+    entries: int  # of the matrix
 
     @property
     def nbytes(self) -> int:
-        return 12 * self.lu.nnz  # a double and a 32-bit index for each entry of L and U
+        # A double and a 32-bit index for each entry of L and U; but SuperLU starts with room for
+        # 30 times the entries of A, in two arrays of doubles and two of indices, and keeps it.
+        return max(12 * self.lu.nnz, 720 * self.entries)
 
 
 @register("superlu", requires="scipy")
@@ -106,7 +109,8 @@ class SuperLU(LinearSolver):
                         relax=self.relax,
                         panel_size=self.panel_size,
                         options={"SymmetricMode": self.symmetric_mode, "Equil": self.equil},
-                    )
+                    ),
+                    matrix.nnz,
                 )
             except RuntimeError as error:
                 # "Factor is exactly singular"; but it gives up on some matrices that are singular
