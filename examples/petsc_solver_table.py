@@ -5,7 +5,7 @@ away: A x = b, sparse and not symmetric. The gradient of ⟨w, x⟩ with respect
 of A and to b comes from PETSc with good options, with tolerances too loose, with too few iterations
 and with methods made for symmetric matrices; SciPy's factorisation says how wrong each one is. A
 verdict sees nothing of that comparison. A gradient with an error above 1e-4, `gradient_tol`, must
-never be trusted.
+never be trusted, and one with a smaller error should be.
 """
 
 from collections import Counter
@@ -172,6 +172,7 @@ def main():
     print(f"\nright gradients: {count[True, True]} trusted, {count[True, False]} not trusted")
     print(f"wrong or none: {count[False, False]} flagged or refused, {count[False, True]} trusted")
     assert not count[False, True], "a wrong gradient was trusted"
+    assert not count[True, False], "a right gradient was not trusted"
 
 
 if __name__ == "__main__":
