@@ -51,7 +51,7 @@ class Capabilities:
         multi_rhs: Whether `linear_solve` takes `(n, k)` right-hand sides beside `(n,)`, at little
             more than the cost of one.
         iterative: Whether every `linear_solve` is dear, so that errors of derivatives are estimated
-            by `correct` and no condition number is.
+            by `correct`, and a condition number under `verdict="full"` only.
         tolerance: The relative residual `‖F(x, θ)‖ / scale` that a successful solve meets.
         reports_unsolvable: Whether `unsolvable` gives a problem that `solve` must report.
     """

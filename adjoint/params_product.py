@@ -33,7 +33,8 @@ def params_product(
     problem: Problem, x: Any, θ: Sequence[Any], moving: Sequence[int], θ_dot: Sequence[Any]
 ) -> jax.Array:
     """Return `(∂F/∂θ) θ̇`, in which the leaves that do not move have no part."""
-    tangents = [jnp.zeros(θ[i].shape, θ[i].dtype) for i in _floating(problem)]
+    structs = problem.params.structs()
+    tangents = [jnp.zeros(structs[i].shape, structs[i].dtype) for i in _floating(problem)]
     for i, tangent in zip(moving, θ_dot, strict=True):
         tangents[_floating(problem).index(i)] = tangent
     (F_dot,) = params_product_p.bind(x, *θ, *tangents, problem=problem, transposed=False)
@@ -84,7 +85,7 @@ def _host(*arrays, problem, transposed):
                 tangents[i] = tangent
             results[0][lane] = solver.params_jvp(*point, params.unflatten(tangents))
     return [
-        r.reshape(*batch, *s.shape).astype(s.dtype, copy=False)
+        r.reshape((*batch, *s.shape)).astype(s.dtype, copy=False)
         for r, s in zip(results, _structs(problem, transposed=transposed), strict=True)
     ]
 

@@ -124,7 +124,7 @@ def solve_system(
         if Status.SUCCESS in status:
             bound = max(ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))
             known = problem.policy, solver, operator, entry, bound
-            if solver.capabilities.iterative:
+            if solver.capabilities.iterative and problem.policy.verdict != "full":
                 left = {} if tickets is None else _defects(norm, defect, eta, tickets, transposed)
                 conditioning = by_correction(*known, **left)
             else:

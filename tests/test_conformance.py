@@ -18,6 +18,7 @@ from backsolve.adjoint.registry import get_solver
 from backsolve.wrappers.krylov import Krylov
 from backsolve.wrappers.lapack import LAPACK
 from backsolve.wrappers.petsc.ksp import KSP
+from backsolve.wrappers.petsc.snes import SNES
 from backsolve.wrappers.superlu import SuperLU
 
 EXPECTED = {"krylov", "lapack", "lapack.lstsq", "superlu"}
@@ -106,13 +107,14 @@ PETSC_CONFIGURED = [
     KSP({"ksp_type": "gmres", "pc_type": "ilu", "ksp_rtol": 1e-10}),
     KSP({"ksp_type": "bcgs", "pc_type": "sor", "ksp_rtol": 1e-10}),  # by an explicit Aᵀ
     KSP({"pc_type": "lu"}, {"pc_type": "jacobi", "ksp_rtol": 1e-12}),
+    SNES(),
 ]
 
 
 @pytest.mark.petsc
 @backsolve.parametrize_with_checks(PETSC_CONFIGURED)
 def test_petsc_conforms(solver, check):
-    if check.__name__ != "check_without_library" or solver == KSP():
+    if check.__name__ != "check_without_library" or solver in (KSP(), SNES()):
         check(solver)
 
 

@@ -165,7 +165,7 @@ METHODS = {
     "newtonls-sor": {"pc_type": "sor"},
     "newtonls-gamg": {"pc_type": "gamg"},
     "newtontr": {"snes_type": "newtontr"},
-    "ngmres": {"snes_type": "ngmres", "snes_max_it": 20000},
+    "ngmres": {"snes_type": "ngmres", "snes_max_it": 20000, "snes_ngmres_m": 5},
     "qn": {"snes_type": "qn", "snes_max_it": 20000},
     "anderson": {"snes_type": "anderson", "snes_max_it": 20000},
     "fd": {"snes_fd": True},
@@ -192,7 +192,7 @@ def test_a_jacobian_by_coloured_differences(close):
 @pytest.mark.parametrize("method", ["ngmres", "qn", "anderson"])
 def test_a_method_without_linear_systems_may_be_told_how_derivatives_are_solved(method, close):
     options = {"snes_type": method, "snes_max_it": 20000, "snes_stol": 1e-12, "snes_rtol": 1e-10}
-    options |= LU
+    options |= LU | ({"snes_ngmres_m": 5} if method == "ngmres" else {})
     with backsolve.record() as log:
         gradient = jax.grad(lambda θ: loss(ours(options)(θ)))(THETA)
     close(gradient, EXPECTED, 1e-7)

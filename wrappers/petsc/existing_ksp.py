@@ -19,8 +19,9 @@ from backsolve.adjoint.status import InputError
 
 from .ksp import DIRECT, KSP
 from .library import entered
-from .options import TOLERANCES, Database, as_options
+from .options import TOLERANCES, Database, as_options, said
 from .pool import Pool
+from .reasons import status_of_error
 from .started import Started
 from .transpose import DISTINCT_SMOOTHERS
 from .workspace import Workspace
@@ -59,6 +60,7 @@ class UserWorkspace(Workspace):
     def holds(self, J):
         """Tell whether these values are loaded, and the user has not changed them since."""
         self._check()
+        self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
         return self._states_loaded == self._states() and super().holds(J)
 
     def _states(self) -> tuple[int, int]:
@@ -68,12 +70,22 @@ class UserWorkspace(Workspace):
         """Replace the values, and set up."""
         self._check()
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
+        if self.ksp.getPC().getFailedReason():
+            self.ksp.getPC().reset()  # ILU never forgets a failure (PETSc 3.26)
         super().load(J)
         self._states_loaded = self._states()
 
     def _solver(self, transposed):
         self._check()
-        return super()._solver(transposed)
+        try:
+            return super()._solver(transposed)
+        except self.PETSc.Error as error:
+            if not transposed or status_of_error(error) is not None:
+                raise
+            raise InputError(
+                f"the preconditioner, of type {self.ksp.getPC().getType()}, cannot be made for Aᵀ "
+                f"({said(error)}): give adjoint_options={{'pc_type': …}}"
+            ) from error
 
     def _check(self) -> None:
         if not self.ksp.handle:
@@ -88,6 +100,10 @@ class UserWorkspace(Workspace):
         """Put new values into A, and have P follow."""
         if isinstance(J, CSR):
             values = np.asarray(J.data, np.float64)
+            if not all(map(np.array_equal, self.A.getRowIJ(), self._pattern)):
+                raise InputError(
+                    "the matrix of the KSP has another pattern since from_ksp: call from_ksp again"
+                )
             self.A.setValuesCSR(*self._pattern, values)
         else:
             self.A.getDenseArray()[...] = J

@@ -23,7 +23,7 @@ from backsolve.adjoint.status import InputError, Status
 from ..products import Multiplied
 from .library import entered
 from .matrices import Preconditioned
-from .options import TOLERANCES, Options, as_options, translated
+from .options import TOLERANCES, Options, as_options, said, translated
 from .pool import Pool, pool_of
 from .reasons import status_of_error
 from .started import Started, started
@@ -130,7 +130,7 @@ class KSP(LinearSolver):
                 status = status_of_error(error)
                 if status is None:
                     raise translated(error, as_options(self.options)) from error
-                return Solution(None, status, message=f"PETSc error {error.ierr}")
+                return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
         stats = {"iterations": ended.iterations}
         return Solution(ended.x, ended.status, stats, lease, message=ended.message)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from backsolve.adjoint.status import InputError
 
-__all__ = ["TOLERANCES", "Database", "as_options", "translated"]
+__all__ = ["TOLERANCES", "Database", "as_options", "said", "translated"]
 
 Options = tuple[tuple[str, str], ...]
 
@@ -122,12 +122,20 @@ class Database:
         self._complete = self._complete or complete
 
 
-def translated(error: Exception, options: Options) -> Exception:
-    """Return an error of our own for a `PETSc.Error` that is a mistake in a call."""
+def said(error: Exception) -> str:
+    """Return what a `PETSc.Error` says, without PETSc's traceback."""
     lines = [line.strip() for line in str(error).splitlines()]
-    said = [line.partition("] ")[2] or line for line in lines[1:]]
-    said = [line for line in said if line and "() at " not in line and "PETSc" not in line[:6]]
-    what = said[-1] if said else str(error)
+    words = [line.partition("] ")[2] or line for line in lines[1:]]
+    words = [line for line in words if line and "() at " not in line and "PETSc" not in line[:6]]
+    return words[-1] if words else str(error)
+
+
+def translated(error: Exception, options: Options) -> BaseException:
+    """Return an error of our own for a `PETSc.Error` that is a mistake in a call."""
+    raised, error.__cause__ = error.__cause__, None
+    if raised is not None:  # in a callback of Python
+        return raised
+    what = said(error)
     chosen = ", ".join(f"{key}={value}" if value else key for key, value in options) or "none"
     number = getattr(error, "ierr", 0)
     if number == 86:

@@ -23,7 +23,7 @@ from backsolve.adjoint.trees import Tree
 from .ksp import KSP
 from .library import at_exit, discard, entered
 from .matrices import create, replace
-from .options import Database, Options, as_options, translated
+from .options import Database, Options, as_options, said, translated
 from .reasons import snes_ended, status_of_error
 
 __all__ = ["SNES", "snes"]
@@ -99,7 +99,7 @@ class SNES(Solver):
                 status = status_of_error(error)
                 if status is None:
                     raise translated(error, as_options(self.options)) from error
-                return Solution(None, status, message=f"PETSc error {error.ierr}")
+                return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
             except BaseException:  # of F: the SNES may be in any state
                 _newtons.pop(flat, None)
                 raise
@@ -147,7 +147,10 @@ class _Newton:
         self._PETSc, self._flat, self._functions = PETSc, flat, _functions(flat)
         operator = self._functions.linearization.operator
         options = dict(as_options(flat.solver.options))  # type: ignore[attr-defined]
-        self._database = Database(PETSc, options, required=options)
+        # A method without linear systems leaves those options to the derivatives.
+        linear = options.get("snes_type", "newton").startswith(("newton", "vi", "ksponly"))
+        required = [key for key in options if linear or key.startswith(_OF_SNES)]
+        self._database = Database(PETSc, options, required=required)
         self._θ: list[np.ndarray] = []
         self._x = PETSc.Vec().createSeq(self._functions.n, comm=PETSc.COMM_SELF)
         with self._database.present():

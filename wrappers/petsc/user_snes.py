@@ -7,7 +7,8 @@ of the residual, since Newton's method converges with a wrong J too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,7 @@ class Handle:
     @property
     def pool(self) -> Pool:
         """The pool of one workspace, which is there when the SNES has been set up."""
+        self.check()
         if self._pool is None:
             workspace = _JacobianWorkspace(self.PETSc, self, self._options)
             self._pool = Pool(lambda J: workspace, capacity=1, limit=1)
@@ -82,7 +84,8 @@ class Handle:
         """The same for the parameters that are set."""
         self.check()
         self._x.setArray(x)
-        self.snes.computeFunction(self._x, self._f)
+        with self.orderly():
+            self.snes.computeFunction(self._x, self._f)
         return np.array(self._f.getArray(readonly=True))
 
     def along(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -90,16 +93,58 @@ class Handle:
         h = STEP * max(1.0, float(np.abs(x).max())) / max(float(np.abs(v).max()), 1e-300)
         return (self.residual_here(x + h * v) - self.residual_here(x - h * v)) / (2 * h)
 
+    @contextlib.contextmanager
+    def orderly(self) -> Iterator[None]:
+        """Raise what a callback raised, when PETSc has returned.
+
+        An exception that goes through PETSc leaves vectors locked, and the SNES unusable.
+        """
+        raised: list[BaseException] = []
+        callbacks = {name: self.snes.getAttr(name) for name in ("__function__", "__jacobian__")}
+        for name, callback in callbacks.items():
+            if callback is not None:  # of Python
+                function, args, kwargs = callback
+                self.snes.setAttr(name, (_caught(function, raised), args, kwargs))
+        try:
+            yield
+        except self.PETSc.Error:
+            if not raised:
+                raise
+        finally:
+            for name, callback in callbacks.items():
+                if callback is not None:
+                    self.snes.setAttr(name, callback)
+        if raised:
+            raise raised[0]
+
     def solve(self, params: Any, x0: np.ndarray) -> Solution:
         """Solve from x0."""
         self.check()
         self.set_params(params)
         self._x.setArray(x0)
-        self.snes.solve(None, self._x)
+        with self.orderly():
+            self.snes.solve(None, self._x)
         status, message = snes_ended(self.PETSc, self.snes)
         stats = {"iterations": self.snes.getIterationNumber()}
         x = np.array(self._x.getArray(readonly=True))
         return Solution(x, status, stats, message=message)
+
+
+def _caught(function: Callable, raised: list[BaseException]) -> Callable:
+    def call(snes, x, out, *rest, **kwargs):
+        if not raised:
+            try:
+                return function(snes, x, out, *rest, **kwargs)
+            except BaseException as error:
+                raised.append(error)
+        if hasattr(out, "setArray"):  # the residual: what is NaN ends every method
+            out.set(np.nan)
+        else:
+            for matrix in (out, rest[0]):
+                matrix.assemble()
+        return None
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -151,7 +196,12 @@ class _JacobianWorkspace(UserWorkspace):
         truth = handle.along(J.x, v)
         self._x.setArray(J.x)
         given, P = snes.getJacobian()[:2]
-        snes.computeJacobian(self._x, given, P)
+        iterations = snes.getIterationNumber()
+        snes.setIterationNumber(0)  # or -snes_lag_jacobian leaves it as it is
+        with handle.orderly():
+            snes.computeJacobian(self._x, given, P)
+        snes.setIterationNumber(iterations)
+        self.ksp.getPC().setReusePreconditioner(False)  # whatever -snes_lag_preconditioner left
         if not self.A.assembled:
             self.A.assemble()
         self._b.setArray(v)
@@ -198,7 +248,8 @@ class UserJacobian(Operator):
         return _Point(self.handle, self.tree, list(operands))
 
     def _loaded(self, operands):
-        J = self.host(operands)
+        # Copies: the operands may be buffers of XLA, which other numbers come into.
+        J = self.host([np.array(a) for a in operands])
         return self.handle.pool.lease(J, None)
 
     def apply(self, operands, v, *, transposed):
