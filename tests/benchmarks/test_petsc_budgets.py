@@ -14,9 +14,10 @@ LU = {"ksp_type": "preonly", "pc_type": "lu"}
 GAMG = {"ksp_type": "gmres", "pc_type": "gamg", "ksp_rtol": 1e-8}
 
 
-def convection_diffusion(m):
-    """Five-point stencil on an m × m grid, with an asymmetric first-order term."""
-    line = scipy.sparse.diags_array([-1.1, 2.0, -0.9], offsets=[-1, 0, 1], shape=(m, m))
+def convection_diffusion(m, wind=20.0):
+    """Five-point stencil on an m × m grid of the unit square, with an asymmetric wind."""
+    c = wind / (2 * (m + 1))
+    line = scipy.sparse.diags_array([-1 - c, 2.0, -1 + c], offsets=[-1, 0, 1], shape=(m, m))
     eye = scipy.sparse.eye_array(m)
     A = (scipy.sparse.kron(eye, line) + scipy.sparse.kron(line, eye)).tocsr()
     A.sort_indices()
@@ -145,7 +146,8 @@ def jax_residual(x, q):
     """Bratu's problem with convection: a five-point stencil and an exponential."""
     m = x.shape[0]
     u = jnp.pad(x, 1)
-    across = 1.1 * u[:-2, 1:-1] + 0.9 * u[2:, 1:-1] + 1.1 * u[1:-1, :-2] + 0.9 * u[1:-1, 2:]
+    c = 20.0 / (2 * (m + 1))
+    across = (1 + c) * (u[:-2, 1:-1] + u[1:-1, :-2]) + (1 - c) * (u[2:, 1:-1] + u[1:-1, 2:])
     return 4 * x - across - (q / (m + 1) ** 2) * jnp.exp(x)
 
 
@@ -158,13 +160,13 @@ def newton():
     A = convection_diffusion(m)
     pattern = as_csr(A).pattern
     diagonal = np.flatnonzero(pattern.rows == pattern.indices)
-    bare = Bare(A, LU)
+    bare, c = Bare(A, LU), 20.0 / (2 * (m + 1))
     options = {**LU, "snes_rtol": 1e-8}
 
     def numpy_residual(snes, x, f):
         x = x.array_r.reshape(m, m)
         u = np.pad(x, 1)
-        across = 1.1 * u[:-2, 1:-1] + 0.9 * u[2:, 1:-1] + 1.1 * u[1:-1, :-2] + 0.9 * u[1:-1, 2:]
+        across = (1 + c) * (u[:-2, 1:-1] + u[1:-1, :-2]) + (1 - c) * (u[2:, 1:-1] + u[1:-1, 2:])
         f.setArray((4 * x - across - (bare.q / (m + 1) ** 2) * np.exp(x)).ravel())
 
     def numpy_jacobian(snes, x, J, P):
