@@ -23,6 +23,9 @@ from .verdict import Conditioning, in_doubt, ratio
 
 __all__ = ["Defect", "by_correction", "by_estimate"]
 
+# A correction is repeated for what it leaves over, until the verdict is clear; each adds a digit.
+_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Defect:
@@ -88,26 +91,32 @@ def by_correction(
     measured: dict[str, float] = {}
     for name, defect in (("linear", linear), ("primal", primal)):
         if defect is not None and in_doubt(policy, bound, defect.eta):
-            measured[name], bound = _magnification(solver, operator, entry, bound, defect)
+            measured[name], bound = _magnification(policy, solver, operator, entry, bound, defect)
     entry.probe = bound
     return Conditioning(bound, "bound", **measured)
 
 
 def _magnification(
-    solver: Solver, operator: Operator, entry: Entry, bound: float, defect: Defect
+    policy: Policy, solver: Solver, operator: Operator, entry: Entry, bound: float, defect: Defect
 ) -> tuple[float, float]:
     """Return ‖J‖ ‖J⁻¹ d‖ / ‖d‖ of a defect, and the bound that it may raise."""
     d, size, norm = defect.vector, frobenius_norm(defect.vector), entry.norm
     if size == 0.0:
         return bound, bound
-    J = operator.host(entry.operands)
-    e = solver.correct(J, d, entry.state, transposed=defect.transposed)
-    if e is None:
-        return math.inf, bound
-    left = d - operator.apply(entry.operands, e, transposed=defect.transposed)
-    magnified = ratio(norm * frobenius_norm(e), size)  # type: ignore[operator]
-    if not math.isfinite(magnified):
-        return math.inf, bound
-    bound = max(bound, magnified)
-    # The bound stands for what the correction leaves over.
-    return magnified + bound * ratio(frobenius_norm(left), size), bound
+    J, side = operator.host(entry.operands), defect.transposed
+    e, left, magnification = np.zeros_like(d), d, math.inf
+    for _ in range(_ROUNDS):
+        correction = solver.correct(J, left, entry.state, transposed=side)
+        if correction is None:
+            return math.inf, bound
+        e = e + correction
+        left = d - operator.apply(entry.operands, e, transposed=side)
+        magnified = ratio(norm * frobenius_norm(e), size)  # type: ignore[operator]
+        if not math.isfinite(magnified):
+            return math.inf, bound
+        bound = max(bound, magnified)
+        # The bound stands for what the correction leaves over.
+        magnification = magnified + bound * ratio(frobenius_norm(left), size)
+        if magnification * defect.eta <= 0.1 * policy.gradient_tol:
+            break
+    return magnification, bound

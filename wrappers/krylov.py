@@ -79,8 +79,8 @@ class Krylov(LinearSolver):
         return dataclasses.replace(self, rtol=self.derivative_rtol)
 
     def correct(self, jacobian, defect, state, *, transposed):
-        """Iterate to two digits."""
-        loose = dataclasses.replace(self, rtol=1e-2, atol=0.0)
+        """Iterate to one digit."""
+        loose = dataclasses.replace(self, rtol=0.1, atol=0.0)
         solution = loose.linear_solve(jacobian, defect, state, transposed=transposed)
         return solution.value if solution.status is Status.SUCCESS else None
 

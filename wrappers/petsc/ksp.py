@@ -107,10 +107,10 @@ class KSP(LinearSolver):
         return self._with_workspace(J, state, run)
 
     def correct(self, jacobian, defect, state, *, transposed):
-        """Solve to two digits."""
+        """Solve to one digit."""
 
         def run(lease: Lease):
-            loose = lease.workspace.tolerances._replace(ksp_rtol=1e-2, ksp_atol=0.0)
+            loose = lease.workspace.tolerances._replace(ksp_rtol=0.1, ksp_atol=0.0)
             return lease.workspace.solve(defect, loose, transposed=transposed)
 
         J, _ = started(jacobian)
