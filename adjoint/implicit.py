@@ -13,14 +13,13 @@ import numpy as np
 from .contract import Capabilities, Solver, as_solution
 from .engine import as_leaves, solve
 from .jax_compat import is_traced, nested_device
+from .linearize import FORMS
 from .registry import get_solver
 from .sparse import Pattern, as_csr
 from .status import InputError
 from .trees import Tree
 
 __all__ = ["ImplicitFunction", "ImplicitSolver", "implicit"]
-
-_FORMS = {"auto": "auto", "dense": "dense", "sparse": "csr", "matrix-free": "matrix-free"}
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,9 @@ def implicit(
     for name, function in (("solve", solve), ("residual", residual)):
         if not callable(function):
             raise InputError(f"{name} must be a function, found {type(function).__name__}")
-    if not isinstance(jacobian, str) or jacobian not in _FORMS:
-        raise InputError(f"jacobian={jacobian!r} is not one of {', '.join(map(repr, _FORMS))}")
-    form = _FORMS[jacobian]
+    if not isinstance(jacobian, str) or jacobian not in FORMS:
+        raise InputError(f"jacobian={jacobian!r} is not one of {', '.join(map(repr, FORMS))}")
+    form = FORMS[jacobian]
     if isinstance(linear_solver, str):
         linear_solver = get_solver(linear_solver)()
     if linear_solver is not None:

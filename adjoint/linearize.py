@@ -20,10 +20,13 @@ from .sparse import CSR, Pattern, as_csr
 from .status import InputError, SolverNotFound
 from .trees import Tree
 
-__all__ = ["DENSE_LIMIT", "FlatResidual", "Linearization", "choose_linearization"]
+__all__ = ["DENSE_LIMIT", "FORMS", "FlatResidual", "Linearization", "choose_linearization"]
 
 # Below this size a dense Jacobian (n JVPs in one batch, one LU) is faster than a coloured one.
 DENSE_LIMIT = 500
+
+# What users call the forms of a Jacobian, and what `Capabilities` does.
+FORMS = {"auto": "auto", "dense": "dense", "sparse": "csr", "matrix-free": "matrix-free"}
 
 
 @dataclass(frozen=True)

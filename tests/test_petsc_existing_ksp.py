@@ -10,8 +10,6 @@ from jax.experimental.sparse import BCOO
 import backsolve
 from backsolve import CSR, InputError, SolverError, Status, petsc
 
-pytestmark = pytest.mark.petsc
-
 M = 5
 N = M * M
 RNG = np.random.default_rng(83)

@@ -9,8 +9,6 @@ import scipy.sparse as sp
 import backsolve
 from backsolve import InputError, SolverError, Status, UntrustedGradientWarning, petsc
 
-pytestmark = pytest.mark.petsc
-
 M = 5
 N = M * M
 RNG = np.random.default_rng(97)

@@ -16,8 +16,6 @@ from backsolve import CSR, InputError, SolverError, Status, petsc
 from backsolve.wrappers.petsc import reasons
 from backsolve.wrappers.petsc.ksp import KSP
 
-pytestmark = pytest.mark.petsc
-
 RNG = np.random.default_rng(61)
 N = 12
 DENSE = RNG.standard_normal((N, N)) * (RNG.random((N, N)) < 0.3)

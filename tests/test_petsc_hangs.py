@@ -21,8 +21,6 @@ import scipy.sparse as sp
 
 from backsolve import petsc
 
-pytestmark = pytest.mark.petsc
-
 # --------------------------------------------------------------------------------------------
 # What runs in the other process
 

@@ -21,8 +21,6 @@ from backsolve import (
 )
 from backsolve.wrappers.petsc.ksp import KSP
 
-pytestmark = pytest.mark.petsc
-
 
 def convection_diffusion(m, seed=0):
     """Return the matrix of a flow across a grid of m by m points, with uneven coefficients."""

@@ -13,8 +13,6 @@ import scipy.sparse as sp
 from backsolve import CSR, petsc
 from backsolve.adjoint.store import store
 
-pytestmark = pytest.mark.petsc
-
 LU = {"ksp_type": "preonly", "pc_type": "lu"}
 OPTIONS = {
     "lu": LU,

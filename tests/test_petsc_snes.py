@@ -12,8 +12,6 @@ import backsolve
 from backsolve import InputError, SolverError, Status, UntrustedGradientWarning, petsc
 from backsolve.wrappers.petsc.snes import SNES
 
-pytestmark = pytest.mark.petsc
-
 M = 5
 N = M * M
 RNG = np.random.default_rng(71)

@@ -21,7 +21,7 @@ from .ksp import DIRECT, KSP
 from .library import entered
 from .options import TOLERANCES, Database, as_options, said
 from .pool import Pool
-from .reasons import status_of_error
+from .reasons import pc_failed, status_of_error
 from .started import Started
 from .transpose import DISTINCT_SMOOTHERS
 from .workspace import Workspace
@@ -70,7 +70,7 @@ class UserWorkspace(Workspace):
         """Replace the values, and set up."""
         self._check()
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
-        if self.ksp.getPC().getFailedReason():
+        if pc_failed(self.ksp.getPC()):
             self.ksp.getPC().reset()  # ILU never forgets a failure (PETSc 3.26)
         super().load(J)
         self._states_loaded = self._states()

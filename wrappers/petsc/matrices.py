@@ -77,10 +77,22 @@ def _sparse(PETSc: Any, pattern: Pattern, prefix: str) -> Any:
     A.setType("aij")
     A.setOptionsPrefix(prefix)
     A.setFromOptions()
-    # Values are then replaced in one call, on a device too; a row at a time takes eight times as
-    # long.
-    A.setPreallocationCOO(_index(PETSc, pattern.rows), _index(PETSc, pattern.indices))
+    if hasattr(A, "setPreallocationCOO"):
+        A.setPreallocationCOO(_index(PETSc, pattern.rows), _index(PETSc, pattern.indices))
+    else:  # petsc4py before 3.19
+        A.setPreallocationCSR((_index(PETSc, pattern.indptr), _index(PETSc, pattern.indices)))
     return A
+
+
+def _fill(PETSc: Any, A: Any, pattern: Pattern, values: np.ndarray) -> None:
+    values = np.asarray(values, np.float64)
+    if hasattr(A, "setValuesCOO"):
+        # In one call, on a device too; a row at a time takes eight times as long.
+        A.setValuesCOO(values, PETSc.InsertMode.INSERT_VALUES)
+    else:
+        indptr, indices = _index(PETSc, pattern.indptr), _index(PETSc, pattern.indices)
+        A.setValuesCSR(indptr, indices, values)
+        A.assemble()
 
 
 def _index(PETSc: Any, array: np.ndarray) -> np.ndarray:
@@ -101,9 +113,9 @@ def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
         A.getPythonContext().J = J
         A.stateIncrease()
         if P.handle != A.handle:
-            P.setValuesCOO(np.asarray(J.operands[-1], np.float64), PETSc.InsertMode.INSERT_VALUES)
+            _fill(PETSc, P, J.operator.pmat, J.operands[-1])  # type: ignore[attr-defined]
     elif isinstance(J, CSR):
-        A.setValuesCOO(np.asarray(J.data, np.float64), PETSc.InsertMode.INSERT_VALUES)
+        _fill(PETSc, A, J.pattern, J.data)
     else:
         A.getDenseArray()[...] = J
         A.assemble()

@@ -110,7 +110,10 @@ class Database:
             database.setValue(self.prefix + key, value)
         try:
             yield
-            self._unread = {k for k in self._unread if not database.used(self.prefix + k)}
+            if hasattr(database, "used"):
+                self._unread = {k for k in self._unread if not database.used(self.prefix + k)}
+            else:  # petsc4py before 3.19 does not tell
+                self._unread = set()
         finally:
             for key in self._options:
                 database.delValue(self.prefix + key)

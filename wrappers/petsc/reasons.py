@@ -10,7 +10,7 @@ from typing import Any
 
 from backsolve.adjoint.status import Status
 
-__all__ = ["ksp_ended", "snes_ended", "status_of_error"]
+__all__ = ["ksp_ended", "pc_failed", "snes_ended", "status_of_error"]
 
 _KSP = {
     "CONVERGED_RTOL": (Status.SUCCESS, ""),
@@ -88,10 +88,16 @@ def ksp_ended(PETSc: Any, ksp: Any) -> tuple[Status, str]:
     name = _name(PETSc.KSP.ConvergedReason, ksp.getConvergedReason())
     if name == "DIVERGED_PCSETUP_FAILED":
         pc = ksp.getPC()
-        failed = _name(PETSc.PC.FailedReason, pc.getFailedReason())
+        known = getattr(PETSc.PC, "FailedReason", None)
+        failed = _name(known, pc_failed(pc)) if known else "SETUP_ERROR"
         status, words = _PC.get(failed, (Status.BREAKDOWN, "the preconditioner failed"))
         return status, f"{name}: {words} (pc_type {pc.getType()})"
     return _described(_KSP, name)
+
+
+def pc_failed(pc: Any) -> int:
+    """Return the reason why a preconditioner could not be built; 0 if it could."""
+    return pc.getFailedReason() if hasattr(pc, "getFailedReason") else 0  # petsc4py before 3.19
 
 
 def snes_ended(PETSc: Any, snes: Any) -> tuple[Status, str]:

@@ -14,7 +14,12 @@ import numpy as np
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.jax_compat import NestedFunction
-from backsolve.adjoint.linearize import FlatResidual, Linearization, choose_linearization
+from backsolve.adjoint.linearize import (
+    FORMS,
+    FlatResidual,
+    Linearization,
+    choose_linearization,
+)
 from backsolve.adjoint.registry import register
 from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
@@ -28,7 +33,6 @@ from .reasons import snes_ended, status_of_error
 
 __all__ = ["SNES", "snes"]
 
-_FORMS = {"auto": "auto", "dense": "dense", "sparse": "csr", "matrix-free": "matrix-free"}
 _OF_SNES = ("snes_", "npc_", "fas_")  # options that a KSP does not read
 
 
@@ -266,11 +270,11 @@ def snes(
     """
     if not callable(residual):
         raise InputError(f"residual must be a function, found {type(residual).__name__}")
-    if not isinstance(jacobian, str) or jacobian not in _FORMS:
-        raise InputError(f"jacobian={jacobian!r} is not one of {', '.join(map(repr, _FORMS))}")
+    if not isinstance(jacobian, str) or jacobian not in FORMS:
+        raise InputError(f"jacobian={jacobian!r} is not one of {', '.join(map(repr, FORMS))}")
     if pattern is not None and jacobian not in ("auto", "sparse"):
         raise InputError(f"pattern= is for a sparse Jacobian, but jacobian={jacobian!r}")
     sparsity = None if pattern is None else as_csr(pattern, "pattern").pattern
-    solver = SNES(residual, options or (), adjoint_options or (), _FORMS[jacobian], sparsity)
+    solver = SNES(residual, options or (), adjoint_options or (), FORMS[jacobian], sparsity)
     x0 = jax.tree.map(jax.lax.stop_gradient, x0)
     return solve(solver, (params, x0), full_output=full_output, **policy)

@@ -32,7 +32,8 @@ def _pc(pc: Any) -> bool:
     if kind in _FACTORS:
         return pc.getFactorSolverType() in _PACKAGES
     if kind == "bjacobi":
-        return all(map(transposable, pc.getBJacobiSubKSP()))
+        blocks = getattr(pc, "getBJacobiSubKSP", None)  # not before petsc4py 3.19
+        return blocks is not None and all(map(transposable, blocks()))
     if kind == "asm":
         return all(map(transposable, pc.getASMSubKSP()))
     if kind == "python":

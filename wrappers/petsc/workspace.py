@@ -19,7 +19,7 @@ from backsolve.adjoint.status import Status
 from .library import discard
 from .matrices import create, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
-from .reasons import ksp_ended
+from .reasons import ksp_ended, pc_failed
 from .transpose import DISTINCT_SMOOTHERS, transposable
 
 __all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace"]
@@ -100,7 +100,7 @@ class Workspace:
     def nbytes(self) -> int:
         """Size of the factor, or of as much again as the matrix."""
         stored, pc = [self.P], self.ksp.getPC()
-        if pc.getType() in ("lu", "cholesky", "ilu", "icc") and not pc.getFailedReason():
+        if pc.getType() in ("lu", "cholesky", "ilu", "icc") and not pc_failed(pc):
             stored.append(pc.getFactorMatrix())
         else:
             stored.append(self.P)
