@@ -69,7 +69,7 @@ def entered() -> Iterator[Any]:
         yield PETSc
 
 
-def discard(*objects: Any) -> None:
+def discard(*objects: Any, _garbage: deque[Any] = _garbage) -> None:
     """Have PETSc objects destroyed at the next entry; may be called by the garbage collector."""
     _garbage.extend(objects)
 

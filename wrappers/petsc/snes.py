@@ -200,7 +200,7 @@ class _Newton:
         if A.handle != P.handle:  # -snes_mf_operator
             A.assemble()
 
-    def __del__(self):
+    def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
         names = ("_snes", "_P", "_A", "_x")
         parts = [getattr(self, name) for name in names if hasattr(self, name)]
         discard(*{id(part): part for part in parts}.values())

@@ -189,7 +189,7 @@ class Workspace:
         for part in self._parts():
             part.incRef()
 
-    def __del__(self):
+    def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
         discard(*self._parts())
 
     def _parts(self) -> list[Any]:
