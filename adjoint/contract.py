@@ -71,6 +71,7 @@ class Solver:
     """
 
     capabilities = Capabilities()
+    imports: tuple[str, ...] = ()  # modules that are imported before a callback may need them
 
     def residual(self, x: Any, params: Any) -> Any:
         """Return F(x, θ) in `jax.numpy`: the declared truth, shaped like x.

@@ -16,7 +16,7 @@ from .jax_compat import NestedFunction
 from .linearize import FlatResidual, Linearization, choose_linearization
 from .operators import Dense, MatrixFree, Operator, Sparse
 from .policy import Policy
-from .registry import get_solver
+from .registry import get_solver, require
 from .status import InputError
 from .trees import Tree
 
@@ -83,7 +83,11 @@ class Problem:
         return self.linearization(self.F, x, params)
 
     def prepare(self) -> None:
-        """Compile the JAX functions that the host will call."""
+        """Import and compile what the host will call."""
+        # Not in the callback: JAX imports parts of SciPy too, in the thread that compiles, and two
+        # threads in those imports deadlock.
+        for module in (*self.solver.imports, *self.linear.imports):
+            require(module)
         if self.is_linear and not self.operator.compiled:
             return
         params = [raised(a) for a in self.params.structs()]

@@ -51,6 +51,8 @@ class Krylov(LinearSolver):
     restart: int | None = None
     derivative_rtol: float = 1e-10
 
+    imports = ("scipy.sparse", "scipy.sparse.linalg")
+
     def __post_init__(self):
         if self.method not in _METHODS:
             raise InputError(

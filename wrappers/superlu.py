@@ -69,6 +69,7 @@ class SuperLU(LinearSolver):
     symmetric_mode: bool = False
     equil: bool = True
 
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph")
     capabilities = Capabilities(
         jacobian="csr", multi_rhs=True, tolerance=1e-12, reports_unsolvable=True
     )

@@ -112,6 +112,7 @@ class LeastSquares(LinearSolver):
 
     cond: float | None = None
 
+    imports = ("scipy.linalg.lapack",)
     capabilities = Capabilities(
         jacobian="dense", multi_rhs=True, tolerance=1e-12, reports_unsolvable=True
     )

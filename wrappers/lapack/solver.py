@@ -43,6 +43,8 @@ class LAPACK(LinearSolver):
     lower: bool = False
     unit_diagonal: bool = False
 
+    imports = ("scipy.linalg.lapack",)
+
     def __post_init__(self):
         if not isinstance(self.assume_a, str) or self.assume_a not in FACTORS:
             raise InputError(

@@ -52,6 +52,8 @@ class KSP(LinearSolver):
     adjoint_options: Options | Mapping[str, Any] = ()
     derivative: bool = False
 
+    imports = ("scipy.sparse",)
+
     def __post_init__(self):
         object.__setattr__(self, "options", as_options(self.options))
         given = as_options(self.adjoint_options, "adjoint_options")
