@@ -143,8 +143,7 @@ jax_versions() {
     else
         environment .venv-oldest "$python" test "jax==$oldest" "jaxlib==$oldest"
         echo "$oldest" >.venv-oldest/.jax
-        petsc_oldest
-        test_in .venv-oldest "jax_versions or petsc"
+        test_in .venv-oldest jax_versions
     fi
 
     if [ "$(jax_in .venv)" = "$newest" ]; then
@@ -160,6 +159,17 @@ jax_versions() {
     fi
 }
 
+# The tests of what depends on PETSc's version, with the oldest PETSc and the oldest JAX.
+petsc_versions() {
+    local python oldest
+    python=$(main_python)
+    environment .venv "$python" dev
+    read -r oldest _ < <(jax_bounds "$python")
+    environment .venv-oldest "$python" test "jax==$oldest" "jaxlib==$oldest"
+    petsc_oldest
+    .venv-oldest/bin/pytest -q -p no:cacheprovider tests/test_petsc_packages.py
+}
+
 case ${1:-} in
     main)
         python=$(main_python)
@@ -171,5 +181,6 @@ case ${1:-} in
         petsc_newest
         ;;
     jax-versions) jax_versions ;;
+    petsc-versions) petsc_versions ;;
     *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac

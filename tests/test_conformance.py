@@ -61,7 +61,6 @@ def test_no_solver_is_missing_and_no_library_either():
     assert set(_built_in(backsolve.available_solvers())) - PETSC == EXPECTED
 
 
-@pytest.mark.petsc
 def test_petsc_is_not_missing():
     assert set(backsolve.available_solvers()) >= PETSC
 
@@ -111,7 +110,6 @@ PETSC_CONFIGURED = [
 ]
 
 
-@pytest.mark.petsc
 @backsolve.parametrize_with_checks(PETSC_CONFIGURED)
 def test_petsc_conforms(solver, check):
     if check.__name__ != "check_without_library" or solver in (KSP(), SNES()):

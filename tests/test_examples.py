@@ -12,12 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 OPTIONS = {"quickstart.py": "--steps=20", "heat_inversion.py": "--steps=3", "bratu.py": "--size=40"}
 
 
-def example(path):
-    needs_petsc = "petsc" in path.read_text(encoding="utf-8")
-    return pytest.param(path, id=path.name, marks=[pytest.mark.petsc] if needs_petsc else [])
-
-
-@pytest.mark.parametrize("path", [example(path) for path in sorted(EXAMPLES.glob("*.py"))])
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_example_prints_a_gradient_equal_to_finite_differences(path, tmp_path):
     drawing = path.name in OPTIONS
     options = [OPTIONS[path.name], f"--output={tmp_path / 'plots'}"] if drawing else []
