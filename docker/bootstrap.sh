@@ -5,8 +5,8 @@
 #   docker/bootstrap.sh petsc          add the newest PETSc to .venv (ten minutes, the first time)
 #   docker/bootstrap.sh jax-versions   run the tests marked jax_versions with the oldest JAX that
 #                                      pyproject.toml admits, in .venv-oldest, and with the newest,
-#                                      in .venv-newest, where the Python of .venv is too old for it;
-#                                      in .venv-oldest, those marked petsc too, with the oldest PETSc
+#                                      in .venv-newest, where the Python of .venv is too old for it
+#   docker/bootstrap.sh petsc-versions  run those marked petsc in .venv-oldest, with the oldest PETSc
 #
 # PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
 # BACKSOLVE_WHEELS the folder that keeps what was compiled. A step that is up to date is skipped.
