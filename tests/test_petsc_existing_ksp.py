@@ -469,6 +469,17 @@ def test_the_ksp_is_usable_after_a_failure(kind, PETSc, close):
     close(x[1], by_dense(MATRIX.data, B), 1e-9)
 
 
+def test_the_ksp_is_usable_after_an_adjoint_that_petsc_cannot_do(PETSc, close):
+    ksp = configured(PETSc)
+    bicg = {"ksp_type": "bicg", "pc_type": "eisenstat"}  # an error in the midst of the solve
+    f = petsc.from_ksp(ksp, adjoint_options=bicg)
+    for _ in range(2):
+        with pytest.raises(InputError, match="PETSc cannot do that"):
+            jax.grad(loss(f), (0, 1))(f.data, B)
+        close(f(f.data, B), by_dense(MATRIX.data, B), 1e-9)
+        assert users_solve(ksp, B) < 1e-9
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_an_iteration_limit_is_reported_also_where_petsc_would_raise(raises, PETSc, close):
     ksp = configured(PETSc, "gmres", "none")

@@ -1,5 +1,6 @@
 """PETSc's SNES with a residual in JAX: right by every method, or refused, or not trusted."""
 
+import gc
 import warnings
 
 import jax
@@ -482,6 +483,41 @@ def test_a_residual_that_raises_while_it_is_traced_raises_that():
 
     with pytest.raises(KeyError, match="no such species"):
         petsc.snes(F, np.zeros(3), 1.0)
+
+
+# BiCG multiplies by the transpose of the preconditioner; PETSc notices in the midst of the solve
+# that it cannot.
+NOT_TRANSPOSED = {
+    "eisenstat": {"ksp_type": "bicg", "pc_type": "eisenstat"},
+    "gamg-sor": {"ksp_type": "bicg", "pc_type": "gamg", "mg_levels_pc_type": "sor"},
+}
+
+
+def refused_in_the_midst(name):
+    """Solve thrice with what PETSc cannot do, and then with what it can."""
+    n, rng = 30, np.random.default_rng(5)
+    A = rng.standard_normal((n, n)) + n * np.eye(n)
+    t = rng.standard_normal(n)
+
+    def f(options):
+        pattern = sp.csr_array(np.ones((n, n)))
+        return petsc.snes(lambda x, t: A @ x + 0.1 * x**3 - t, t, t, options, pattern=pattern)
+
+    raised = []
+    for _ in range(3):
+        try:
+            f(NOT_TRANSPOSED[name])
+        except (InputError, SolverError) as error:
+            raised.append(type(error).__name__)
+        gc.collect()
+    x = np.asarray(f(LU))
+    return raised, float(np.linalg.norm(A @ x + 0.1 * x**3 - t))
+
+
+@pytest.mark.parametrize("name", NOT_TRANSPOSED)
+def test_an_error_in_the_midst_of_a_solve_does_not_last(name, to_the_end):
+    raised, residual = to_the_end(refused_in_the_midst, name)
+    assert raised == ["InputError"] * 3 and residual < 1e-6
 
 
 # --------------------------------------------------------------------------------------------

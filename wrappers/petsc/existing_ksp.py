@@ -117,6 +117,12 @@ class UserWorkspace(Workspace):
         del complete
         return contextlib.nullcontext()
 
+    def abandon(self):
+        """Go on with new objects beside the user's."""
+        super().abandon()
+        self._transposed = None
+        self._x, self._b = self.A.createVecs()
+
     def for_transpose(self):
         """Return a KSP of the same types, with the same options."""
         PETSc, pc = self.PETSc, self.ksp.getPC()

@@ -21,7 +21,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 
-__all__ = ["at_exit", "discard", "entered", "petsc"]
+__all__ = ["abandon", "at_exit", "discard", "entered", "petsc"]
 
 _lock = threading.RLock()
 _garbage: deque[Any] = deque()
@@ -72,6 +72,15 @@ def entered() -> Iterator[Any]:
 def discard(*objects: Any, _garbage: deque[Any] = _garbage) -> None:
     """Have PETSc objects destroyed at the next entry; may be called by the garbage collector."""
     _garbage.extend(objects)
+
+
+def abandon(*objects: Any) -> None:
+    """Have PETSc objects never destroyed, since an error was raised in the midst of their use.
+
+    It leaves vectors locked and parts half replaced: to destroy them may end the process.
+    """
+    for part in objects:
+        part.incRef()
 
 
 def _empty() -> None:

@@ -26,7 +26,7 @@ from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 
 from .ksp import KSP
-from .library import at_exit, discard, entered
+from .library import abandon, at_exit, discard, entered
 from .matrices import create, replace
 from .options import Database, Options, as_options, said, translated
 from .reasons import snes_ended, status_of_error
@@ -99,14 +99,10 @@ class SNES(Solver):
             try:
                 return _newton(PETSc, flat).solve(params)
             except PETSc.Error as error:
-                _newtons.pop(flat, None)
                 status = status_of_error(error)
                 if status is None:
                     raise translated(error, as_options(self.options)) from error
                 return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
-            except BaseException:  # of F: the SNES may be in any state
-                _newtons.pop(flat, None)
-                raise
 
     def derivative_solver(self):
         """Return a KSP with the linear options of this SNES."""
@@ -178,6 +174,14 @@ class _Newton:
         return [np.zeros(a.shape) for a in operands]
 
     def solve(self, params: Any) -> Solution:
+        try:
+            return self._solve(params)
+        except BaseException:  # of PETSc or of F: the SNES may be in any state
+            abandon(*self._parts())
+            _newtons.pop(self._flat, None)
+            raise
+
+    def _solve(self, params: Any) -> Solution:
         unknown, (_, x0) = self._flat.unknown, params
         self._θ = jax.tree.leaves(params)
         self._x.setArray(np.asarray(unknown.pack(x0), np.float64))
@@ -201,9 +205,12 @@ class _Newton:
             A.assemble()
 
     def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
+        discard(*self._parts())
+
+    def _parts(self) -> list[Any]:
         names = ("_snes", "_P", "_A", "_x")
         parts = [getattr(self, name) for name in names if hasattr(self, name)]
-        discard(*{id(part): part for part in parts}.values())
+        return list({id(part): part for part in parts}.values())
 
 
 _newtons: OrderedDict[FlatResidual, _Newton] = OrderedDict()

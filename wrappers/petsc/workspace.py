@@ -16,7 +16,7 @@ import numpy as np
 
 from backsolve.adjoint.status import Status
 
-from .library import discard
+from .library import abandon, discard
 from .matrices import create, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
 from .reasons import ksp_ended, pc_failed
@@ -179,15 +179,10 @@ class Workspace:
         return ksp, database.present, ksp.solve
 
     def abandon(self) -> None:
-        """Never use these objects again, and never destroy them.
-
-        An error in the midst of a solve leaves vectors locked and parts half replaced: to destroy
-        them may then end the process.
-        """
+        """Never use these objects again, and never destroy them."""
         self.lease = lambda: None
         self._loaded = False
-        for part in self._parts():
-            part.incRef()
+        abandon(*self._parts())
 
     def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
         discard(*self._parts())
