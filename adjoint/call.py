@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import Solution, Solver, as_solution
+from .contract import Solution, Solver, as_solution, iterations_of
 from .operators import Operator
 from .status import InputError, Status
 from .store import Entry
@@ -52,7 +52,7 @@ def _column_by_column(
     solver: Solver, J: Any, R: np.ndarray, entry: Entry, transposed: bool
 ) -> Solution:
     V = np.zeros(R.shape, order="F")
-    ended, iterations, message = Status.SUCCESS, 0, ""
+    total, iterations = Solution(V), 0
     for v, r in zip(V.T, R.T, strict=True):
         if not r.any():
             continue
@@ -60,10 +60,13 @@ def _column_by_column(
         solution = checked(solver, J, r, entry.state, transposed=transposed)
         _keep_state(entry, solution)
         v[:] = solution.value
-        iterations += int(solution.stats.get("iterations", 0))
-        if ended is Status.SUCCESS:
-            ended, message = solution.status, solution.message
-    return Solution(V, ended, {"iterations": iterations}, message=message)
+        iterations += iterations_of(solution)
+        if total.status is Status.SUCCESS:
+            total.status, total.message = solution.status, solution.message
+        total.doubt = total.doubt or solution.doubt
+        total.stats |= solution.stats
+    total.stats["iterations"] = iterations
+    return total
 
 
 def _keep_state(entry: Entry, solution: Solution) -> None:

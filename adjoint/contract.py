@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +25,14 @@ class Solution:
     Attributes:
         value: The solution x, or NaN where the solve failed.
         status: How the solve ended; an int32 array once it has passed through JAX.
-        stats: Numbers worth keeping, such as `"iterations"`.
+        stats: Numbers worth keeping, such as `"iterations"`; records hold them all.
         state: Reusable work of `linear_solve` (a factorisation); host only. Its size is taken from
             an `nbytes` attribute.
         jacobian: The Jacobian that `state` was made from: the engine hands the state back for an
-            equal Jacobian only.
+            equal Jacobian only. None where J's operands are x and θ themselves.
         message: What the library said, for error messages and records.
+        doubt: Why there may be no derivative at this point, if something but the size of errors
+            says so: derivatives are untrusted then, however well their systems were solved.
     """
 
     value: Any
@@ -39,6 +41,7 @@ class Solution:
     state: Any = None
     jacobian: Any = None
     message: str = field(default="", metadata={"static": True})
+    doubt: str = field(default="", metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Capabilities:
             more than the cost of one.
         iterative: Whether every `linear_solve` is dear, so that errors of derivatives are estimated
             by `correct`, and a condition number under `verdict="full"` only.
+        parallel: Whether the solves of a batch gain by threads: the library releases Python's lock,
+            and `solve` may run in several threads at once.
         tolerance: The relative residual `‖F(x, θ)‖ / scale` that a successful solve meets.
         reports_unsolvable: Whether `unsolvable` gives a problem that `solve` must report.
     """
@@ -59,6 +64,7 @@ class Capabilities:
     jacobian: str = "auto"
     multi_rhs: bool = False
     iterative: bool = False
+    parallel: bool = False
     tolerance: float = 1e-8
     reports_unsolvable: bool = False
 
@@ -151,7 +157,7 @@ class Solver:
     def params_jvp(self, x: Any, params: Any, tangents: Any) -> np.ndarray:
         """Return `(∂F/∂θ) θ̇` as a vector, NumPy in and out, if F is known on the host only.
 
-        Optional, with `host_residual`, `library_jacobian` and `params_vjp`; `tangents` is like
+        Optional, with `host_residual`, `operator_at` and `params_vjp`; `tangents` is like
         params, with zeros for leaves that are not floating. There are no second derivatives then.
         """
         raise NotImplementedError
@@ -160,10 +166,12 @@ class Solver:
         """Return `(∂F/∂θ)ᵀ λ`, like params, for a vector λ. Optional, see `params_jvp`."""
         raise NotImplementedError
 
-    def library_jacobian(self, params: Any) -> Operator:
-        """Return how J acts, if only the library knows it; its operands are x and the leaves of θ.
+    def operator_at(self, params: Any, product: Callable[..., Any]) -> Operator:
+        """Return how J acts, if its operands are to be x, a vector, and the leaves of θ.
 
-        Optional. `params` are `jax.ShapeDtypeStruct`. There are no second derivatives then.
+        Optional, for a J that is known at a point without being written down. `params` are
+        `jax.ShapeDtypeStruct`; `product(operands, v)` is `(∂F/∂x) v` in JAX, for an operator that
+        has nothing better.
         """
         raise NotImplementedError
 
@@ -254,3 +262,8 @@ class LinearSolver(Solver):
 def as_solution(result: Any) -> Solution:
     """Accept a bare array where a method need not return more."""
     return result if isinstance(result, Solution) else Solution(result)
+
+
+def iterations_of(solution: Solution) -> int:
+    """Return how many iterations the library made; 0 for a direct method."""
+    return int(solution.stats.get("iterations", 0))

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .contract import Solution, as_solution
-from .lanes import each_lane, each_system
+from .contract import Solution, as_solution, iterations_of
+from .lanes import each_lane, each_system, mapped
+from .linearize import ByPoint
 from .operators import frobenius_norm
 from .problem import Problem, raised, residual_on_host
 from .sparse import CSR
@@ -67,7 +68,7 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
     for index, lanes, J in each_system(batch, operands):
         columns = b[index].reshape(-1, x.shape[-1]).T
         system = solve_system(problem, J, columns)
-        tally.system(system.conditioning, system.iterations, system.reuse, system.message)
+        tally.system(system.conditioning, system.solution, system.reuse)
         for j, lane in enumerate(lanes):
             ended, eta = system.status[j], system.eta[j]
             if not tally.lane(lane, ended, primal=eta, error=system.error(j)):
@@ -75,29 +76,28 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
             status[lane] = ended
             # A failed solve leaves NaN: no derivative at it can be trusted.
             relative = eta * system.norm if ended is Status.SUCCESS else np.nan
-            store.issue(
-                tickets[lane], system.entry, system.residual(j), relative, system.iterations
-            )
+            iterations = iterations_of(system.solution)
+            store.issue(tickets[lane], system.entry, system.residual(j), relative, iterations)
         x[index] = system.value.T.reshape(x[index].shape)
 
 
 def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
     """Solve lane by lane with the solver's own `solve`."""
     values = x.reshape(-1, x.shape[-1])
-    for lane, θ in each_lane(batch, params):
-        solution = _call(problem, θ)
+    θs = [θ for _, θ in each_lane(batch, params)]
+    parallel = problem.solver.capabilities.parallel
+    for lane, solution in enumerate(mapped(lambda θ: _call(problem, θ), θs, parallel=parallel)):
         ended, value = solution.status, solution.value
         F, relative, entry = np.zeros(x.shape[-1]), np.nan, None
         if ended is Status.SUCCESS:
-            F = residual_on_host(problem, value, θ)
+            F = residual_on_host(problem, value, θs[lane])
             with np.errstate(over="ignore", invalid="ignore"):
                 relative = ratio(frobenius_norm(F), problem.solver.scale(value))
-            entry = _keep_state(problem, solution)
-        iterations = int(solution.stats.get("iterations", 0))
-        tally.system(None, iterations, "" if entry is None else "new", solution.message)
+            entry = _keep_state(problem, solution, θs[lane])
+        tally.system(None, solution, "" if entry is None else "new")
         values[lane] = value if tally.lane(lane, ended, primal=relative) else np.nan
         status[lane] = ended
-        store.issue(tickets[lane], entry, F, relative, iterations)
+        store.issue(tickets[lane], entry, F, relative, iterations_of(solution))
 
 
 def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
@@ -142,16 +142,20 @@ def _vector(problem: Problem, value: Any) -> np.ndarray:
     return np.asarray(unknown.pack(unknown.unflatten(leaves)), np.float64)
 
 
-def _keep_state(problem: Problem, solution: Solution) -> Entry | None:
+def _keep_state(problem: Problem, solution: Solution, θ: Sequence[np.ndarray]) -> Entry | None:
     """Store the work of a solve for the linear solves at its solution."""
+    J = solution.jacobian
     if solution.state is None:
         return None
-    if solution.jacobian is None:
+    if isinstance(problem.linearization, ByPoint):
+        # As JAX will hand them back: x may have less than double precision there.
+        operands = [raised(solution.value.astype(problem.unknown.dtype)), *θ]
+    elif J is None:
         raise InputError(
             f"{problem.name}: solve returned a state without the jacobian that it belongs to"
         )
-    J = solution.jacobian
-    operands = [np.asarray(J.data if isinstance(J, CSR) else J, np.float64)]
+    else:
+        operands = [np.asarray(J.data if isinstance(J, CSR) else J, np.float64)]
     entry, _ = store.find((problem.linear.work, problem.operator), operands)
     with entry.lock:
         entry.state = solution.state
@@ -181,7 +185,7 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
     for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
         columns, tags = r[index].reshape(-1, n).T, tickets[index].reshape(-1, Ticket.size)
         system = solve_system(problem, J, columns, tags, transposed=transposed)
-        tally.system(system.conditioning, system.iterations, system.reuse, system.message)
+        tally.system(system.conditioning, system.solution, system.reuse)
         for j, lane in enumerate(lanes):
             λ = system.value[:, j]
             eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
@@ -192,6 +196,7 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
                 linear=system.linear_residual[j],
                 error=system.error(j, eta),
                 weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
+                doubt=system.solution.doubt,
             )
             if not keep:
                 λ[:] = np.nan

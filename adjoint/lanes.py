@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["each_lane", "each_system"]
+__all__ = ["each_lane", "each_system", "mapped"]
 
 Index = tuple[int | slice, ...]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def each_lane(
@@ -44,6 +49,28 @@ def each_system(
             slice(None) if alike else i for alike, i in zip(shared, position, strict=True)
         )
         yield index, lanes[index].reshape(-1).tolist(), _slices(operands, position)
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Sequence[Item], *, parallel: bool
+) -> list[Result]:
+    """Return the function of each item, by as many threads as there are processors if parallel."""
+    workers = min(len(items), len(os.sched_getaffinity(0))) if parallel else 1
+    if workers <= 1:
+        return [function(item) for item in items]
+    # Threads take one item after another from one iterator; threads of its own, lest a fork or
+    # another call find the pool busy.
+    results: dict[int, Result] = {}
+    jobs = enumerate(items)
+
+    def work() -> None:
+        for i, item in jobs:
+            results[i] = function(item)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for job in [pool.submit(work) for _ in range(workers)]:
+            job.result()
+    return [results[i] for i in range(len(items))]
 
 
 def _slices(arrays: Sequence[np.ndarray], position: Sequence[int]) -> list[np.ndarray]:

@@ -20,7 +20,14 @@ from .sparse import CSR, Pattern, as_csr
 from .status import InputError, SolverNotFound
 from .trees import Tree
 
-__all__ = ["DENSE_LIMIT", "FORMS", "FlatResidual", "Linearization", "choose_linearization"]
+__all__ = [
+    "DENSE_LIMIT",
+    "FORMS",
+    "ByPoint",
+    "FlatResidual",
+    "Linearization",
+    "choose_linearization",
+]
 
 # Below this size a dense Jacobian (n JVPs in one batch, one LU) is faster than a coloured one.
 DENSE_LIMIT = 500
@@ -88,10 +95,11 @@ class _Dense(Linearization):
 
 
 @dataclass(frozen=True)
-class _ByPoint(Linearization):
+class ByPoint(Linearization):
     """The point itself: the operator knows its products, or a library knows the matrix."""
 
     def __call__(self, F, x, params):
+        """Return x and the leaves of θ."""
         del F
         return [x, *params]
 
@@ -166,8 +174,8 @@ def _sparsity_tool() -> Any:
 def choose_linearization(F: FlatResidual) -> Linearization:
     """Choose the form of J: declared, or as the solver's capabilities say, or by size."""
     solver, n = F.solver, F.unknown.size
-    if solver.overrides("library_jacobian"):
-        return _ByPoint(solver.library_jacobian(F.params.abstract()))
+    if solver.overrides("operator_at"):
+        return ByPoint(solver.operator_at(F.params.abstract(), F.product))
     if solver.overrides("jacobian"):
         return _Declared(_declared_operator(F))
     form, given = solver.capabilities.jacobian, solver.pattern(F.params.abstract())
@@ -176,7 +184,7 @@ def choose_linearization(F: FlatResidual) -> Linearization:
     if form == "dense":
         return _Dense(Dense(n))
     if form == "matrix-free":
-        return _ByPoint(MatrixFree(n, F.product))
+        return ByPoint(MatrixFree(n, F.product))
     if given is None:
         pattern = _detect_pattern(F)
     else:

@@ -36,6 +36,8 @@ class Record:
         dual_weighted_residual: −λᵀF(x̂, θ): the error that an unconverged x̂ puts into the loss.
         reuse: Where the factorisation came from: `"new"`, `"ticket"`, `"content"`, or `""`.
         message: What the library said of how it ended, if it says anything.
+        doubt: Why there may be no derivative, where more is known of it than errors.
+        stats: The solver's own numbers, by its names.
         seconds: Wall time on the host.
     """
 
@@ -53,6 +55,8 @@ class Record:
     dual_weighted_residual: float | None
     reuse: str
     message: str
+    doubt: str
+    stats: dict[str, float]
     seconds: float
 
 

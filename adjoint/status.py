@@ -35,6 +35,8 @@ class Status(IntEnum):
     TIME_LIMIT = 13
     NOT_SOLVED = 14
     WRONG_JACOBIAN = 15
+    NO_DERIVATIVE = 16
+    NOT_CONVEX = 17
 
     def __str__(self) -> str:
         return self.name
@@ -68,6 +70,11 @@ _ADVICE = {
     "solve the system; check its options, and vecmat if one was given",
     Status.WRONG_JACOBIAN: "the Jacobian that was given is not the derivative of the residual, as "
     "differences of the residual show; a derivative made with it would be wrong",
+    Status.NO_DERIVATIVE: "the linearised system has no solution: here the solution of the problem "
+    "is not unique, or does not move smoothly; regularise the problem, or choose what degenerate= "
+    "offers",
+    Status.NOT_CONVEX: "P is not positive semidefinite: the problem is not convex, and what the "
+    "library found, if anything, need not be a minimum",
 }
 
 

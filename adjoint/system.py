@@ -36,8 +36,7 @@ class System:
         eta: ‖J v − r‖ / (‖J‖ ‖v‖) per column, at least the rounding unit.
         norm: ‖J‖.
         conditioning: The condition number, or None if the solve failed.
-        iterations: Of the library.
-        message: What the library said.
+        solution: What the library returned.
         reuse: Where the factorisation came from, `""` if there is none.
         entry: What the store holds of J.
     """
@@ -50,8 +49,7 @@ class System:
     eta: list[float]
     norm: float
     conditioning: Conditioning | None
-    iterations: int
-    message: str
+    solution: Solution
     reuse: str
     entry: Entry
 
@@ -116,6 +114,8 @@ def solve_system(
         residual = [ratio(d, r) for d, r in zip(defects, sizes, strict=True)]
         for j, length in enumerate(lengths):
             if status[j] is Status.SUCCESS:
+                if solution.doubt:
+                    continue  # it is untrusted already, and may be NaN, or what comes closest
                 if not math.isfinite(length):
                     status[j] = Status.NONFINITE_OUTPUT
                 elif not_solved(eta[j], residual[j]):
@@ -142,8 +142,7 @@ def solve_system(
         eta=eta,
         norm=norm,
         conditioning=conditioning,
-        iterations=int(solution.stats.get("iterations", 0)),
-        message=solution.message,
+        solution=solution,
         reuse="" if entry.state is None else (found if entry.state is earlier else "new"),
         entry=entry,
     )

@@ -7,6 +7,7 @@ import time
 import warnings
 
 from . import record
+from .contract import Solution
 from .policy import Policy
 from .status import SolverError, Status, UntrustedGradientError, UntrustedGradientWarning
 from .verdict import Conditioning
@@ -30,6 +31,7 @@ class Tally:
     _iterations = 0
     _reuse = ""
     _message = ""
+    _doubt = ""
     _conditioning: Conditioning | None = None
     _primal: float | None = None
     _linear: float | None = None
@@ -38,16 +40,23 @@ class Tally:
 
     def __init__(self, policy: Policy, solver: str, direction: str):
         self.policy, self.solver, self.direction = policy, solver, direction
+        self._stats: dict[str, float] = {}
         self._start = time.perf_counter()
 
-    def system(
-        self, conditioning: Conditioning | None, iterations: int, reuse: str, message: str = ""
-    ) -> None:
+    def system(self, conditioning: Conditioning | None, solution: Solution, reuse: str) -> None:
         """Account for one distinct operator, before its lanes."""
         if not self._failed:  # the first failure is the one that is quoted
-            self._message = message
-        if iterations > self._iterations:
-            self._iterations = iterations
+            self._message = solution.message
+        if not self._doubt:
+            self._doubt = solution.doubt
+        for name, number in solution.stats.items():
+            if name == "iterations":
+                if number > self._iterations:
+                    self._iterations = int(number)
+            else:
+                # The worst of a margin is the smallest, of a count the largest.
+                worst = min if name.endswith("margin") else max
+                self._stats[name] = worst(number, self._stats.get(name, number))
         if self._reuse != "new":
             self._reuse = reuse
         worst = self._conditioning
@@ -63,6 +72,7 @@ class Tally:
         linear: float | None = None,
         error: float | None = None,
         weighted: float | None = None,
+        doubt: str = "",
     ) -> bool:
         """Account for one lane; return whether its result may be handed out."""
         self._lanes += 1
@@ -77,7 +87,8 @@ class Tally:
             self._weighted is None or not abs(weighted) <= abs(self._weighted)
         ):
             self._weighted = weighted
-        if self.direction == "primal" or error is None or error <= self.policy.gradient_tol:
+        within = error is None or error <= self.policy.gradient_tol
+        if self.direction == "primal" or (within and not doubt):
             return True
         self._untrusted = (*self._untrusted, lane)
         return self.policy.on_untrusted != "nan"
@@ -112,6 +123,8 @@ class Tally:
             dual_weighted_residual=self._weighted,
             reuse=self._reuse,
             message=self._message,
+            doubt=self._doubt,
+            stats=self._stats,
             seconds=time.perf_counter() - self._start,
         )
 
@@ -131,10 +144,14 @@ class Tally:
     def _complaint(self) -> str:
         kappa = self._conditioning.value if self._conditioning else math.nan
         where = self._where(len(self._untrusted), self._untrusted[0])
+        error = math.nan if self._error is None else self._error
+        why = [self._doubt] * bool(self._doubt)
+        if not error <= self.policy.gradient_tol:
+            why.append(f"error estimate {error:.1e} > gradient_tol {self.policy.gradient_tol:.1e}")
         return (
-            f"{self.solver}: untrusted {self.direction} derivative{where}: error estimate "
-            f"{self._error:.1e} > gradient_tol {self.policy.gradient_tol:.1e} (primal residual "
-            f"{self._primal:.1e}, linear residual {self._linear:.1e}, condition {kappa:.1e})"
+            f"{self.solver}: untrusted {self.direction} derivative{where}: {'; '.join(why)} "
+            f"(primal residual {self._primal:.1e}, linear residual {self._linear:.1e}, condition "
+            f"{kappa:.1e})"
         )
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 __all__ = ["constrained", "quadratic_program"]
 
 
-def quadratic_program(xy: tuple[Any, Any], P: Any, q: Any, A: Any, l: Any, u: Any) -> Any:
+def quadratic_program(
+    xy: tuple[Any, Any], P: Any, q: Any, A: Any, l: Any, u: Any, *, smoothing: float = 0.0
+) -> Any:
     """Return the residual of `minimise ½ xᵀP x + qᵀx subject to l ≤ A x ≤ u`.
 
         P x + q + Aᵀ y = 0          A x − Π(A x + y) = 0,  Π onto [l, u]
@@ -25,22 +28,43 @@ def quadratic_program(xy: tuple[Any, Any], P: Any, q: Any, A: Any, l: Any, u: An
     The multiplier y is OSQP's: above zero where `A x = u`, below where `A x = l`.
 
     "OSQP: an operator splitting solver for quadratic programs", B. Stellato et al., Mathematical
-    Programming Computation 12 (2020), eq. (3)–(6).
+    Programming Computation 12 (2020), eq. (3)–(6). The smooth Π is that of C. Chen and
+    O. L. Mangasarian, "Smoothing methods for convex inequalities and linear complementarity
+    problems", Mathematical Programming 71 (1995): a max(0, a) becomes (a + √(a² + 4μ)) / 2.
 
     Args:
         xy: x `(n,)` and y `(m,)`.
-        P: `(n, n)` symmetric positive semidefinite array or `backsolve.CSR`, both triangles.
+        P: `(n, n)` symmetric positive semidefinite array or `backsolve.CSR`, both triangles; or
+            whatever multiplies a vector.
         q: `(n,)`.
         A: `(m, n)` array or `backsolve.CSR`.
         l: `(m,)`, −inf where there is no bound.
         u: `(m,)`, inf where there is no bound.
+        smoothing: μ. Above zero the derivatives exist everywhere: those in x and y are of a
+            projection without kinks, and of an objective that curves by μ more in every direction.
 
     Returns:
         The residuals, shaped like `xy`.
     """
     x, y = xy
     z = A @ x
-    return P @ x + q + A.T @ y, z - jnp.clip(z + y, l, u)
+    stationarity = P @ x + q + A.T @ y
+    if smoothing:
+        stationarity = stationarity + smoothing * (x - lax.stop_gradient(x))
+        return stationarity, z - _smooth_projection(z + y, l, u, smoothing)
+    # z − Π(z + y) by cases, with the derivative of one side where two meet: those of max and min
+    # would be averaged, which is wrong for an equality without multiplier.
+    return stationarity, jnp.where(z - l <= -y, z - l, jnp.where(u - z <= y, z - u, -y))
+
+
+def _smooth_projection(t: Any, l: Any, u: Any, μ: float) -> Any:
+    def positive_part(a):
+        return 0.5 * (a + jnp.sqrt(a * a + 4 * μ))
+
+    below, above = jnp.isfinite(l), jnp.isfinite(u)
+    l, u = jnp.where(below, l, 0.0), jnp.where(above, u, 0.0)
+    raised = jnp.where(below, l + positive_part(t - l), t)
+    return raised - jnp.where(above, positive_part(t - u), 0.0)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ No library is imported before it is used.
 
 from . import krylov as krylov
 from . import lapack as lapack
+from . import osqp as osqp
 from . import petsc as petsc
 from . import sparsity as sparsity
 from . import superlu as superlu
 
-__all__ = ["krylov", "lapack", "petsc", "sparsity", "superlu"]
+__all__ = ["krylov", "lapack", "osqp", "petsc", "sparsity", "superlu"]

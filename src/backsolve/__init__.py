@@ -22,7 +22,7 @@ from .adjoint.status import (
     UntrustedGradientError,
     UntrustedGradientWarning,
 )
-from .wrappers import krylov, lapack, petsc, superlu  # registers them; imports no library
+from .wrappers import krylov, lapack, osqp, petsc, superlu  # registers them; imports no library
 
 __version__ = _version("backsolve")
 
@@ -54,6 +54,7 @@ __all__ = [
     "implicit",
     "krylov",
     "lapack",
+    "osqp",
     "parametrize_with_checks",
     "petsc",
     "policy",

@@ -47,8 +47,9 @@ class _UserSNES(Solver):
         _, x0 = params
         return x0
 
-    def library_jacobian(self, params):
+    def operator_at(self, params, product):
         """Return the user's Jacobian."""
+        del product
         return UserJacobian(self.handle, Tree.of(params))
 
     def solve(self, params):

@@ -1,0 +1,203 @@
+"""The linearised optimality conditions of a quadratic program, and how they are solved.
+
+J = [ P          Aᵀ ]        S² + D = I, D = Π'(A x + y): one for an inactive constraint,
+    [ S² A       −D ]        zero for an active one
+
+J v = r     K [v_x; w] = [r_x + AᵀD r_y; S (I + D) r_y],   v_y = S w − D r_y
+Jᵀ v = r    K [v_x; w] = [r_x; S r_y],                     v_y = w / S or (A v_x − r_y) / D
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.condition import inverse_norm
+from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.operators import Operator
+from backsolve.adjoint.status import Status
+from backsolve.adjoint.trees import Tree
+
+from .activity import activity_at
+from .kkt import CONSISTENT, Factored
+from .program import Program
+from .regularity import Regularity
+
+__all__ = ["KKT", "ActiveSet", "Linearized", "State"]
+
+
+class Linearized:
+    """J of one program at one point, on the host.
+
+    Args:
+        program: The program.
+        x: Point.
+        y: Multipliers.
+        smoothing: μ of the smoothed conditions, zero for the exact ones.
+    """
+
+    def __init__(self, program: Program, x: np.ndarray, y: np.ndarray, smoothing: float):
+        self.program, self.x, self.y, self.smoothing = program, x, y, smoothing
+        self.stationarity, self.z = program.residual(x, y)
+        self.activity = activity_at(program, self.z, y)
+        self.D = self.activity.inactive
+        if smoothing:
+            self.D = _smooth_D(program, self.z + y, smoothing)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        size = self.x.size + self.y.size
+        return size, size
+
+    @property
+    def F(self) -> np.ndarray:
+        """The residual of the optimality conditions, which are not smoothed."""
+        lower, upper = self.activity.lower, self.activity.upper
+        with np.errstate(invalid="ignore"):
+            held = np.where(lower, self.z - self.program.l, self.z - self.program.u)
+        return np.concatenate([self.stationarity, np.where(lower | upper, held, -self.y)])
+
+    def product(self, v: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return `J v` or `Jᵀ v`."""
+        n, D = self.x.size, self.D
+        if transposed:
+            product = self.program.B @ np.concatenate([v[:n], (1.0 - D) * v[n:]])
+        else:
+            product = self.program.B @ v
+            product[n:] *= 1.0 - D
+        product[n:] -= D * v[n:]
+        if self.smoothing:
+            product[:n] += self.smoothing * v[:n]
+        return product
+
+
+def _smooth_D(program: Program, t: np.ndarray, μ: float) -> np.ndarray:
+    def slope(a):  # of (a + √(a² + 4μ)) / 2
+        return 0.5 * (1.0 + a / np.sqrt(a * a + 4 * μ))
+
+    below, above = np.isfinite(program.l), np.isfinite(program.u)
+    l, u = np.where(below, program.l, 0.0), np.where(above, program.u, 0.0)
+    D = np.where(below, slope(t - l), 1.0) - np.where(above, slope(t - u), 0.0)
+    return np.clip(D, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class KKT(Operator):
+    """J; its operands are the point and the leaves of θ.
+
+    Args:
+        n: Size.
+        params: Structure of θ = (P, q, A, l, u, start).
+        derivative: `derivative(operands, v)` is `J v` in JAX.
+        smoothing: See `Linearized`.
+    """
+
+    n: int
+    params: Tree
+    derivative: Callable[..., Any]
+    smoothing: float = 0.0
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return self.derivative(operands, v)
+
+    def host(self, operands):
+        """Return a `Linearized`."""
+        xy, *θ = operands
+        P, q, A, l, u, _ = self.params.unflatten(θ)
+        return Linearized(Program(P, q, A, l, u), xy[: q.size], xy[q.size :], self.smoothing)
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply by SciPy."""
+        J = self.host(operands)
+        if v.ndim == 1:
+            return J.product(v, transposed=transposed)
+        return np.stack([J.product(c, transposed=transposed) for c in v.T], axis=1)
+
+    def norm(self, operands):
+        """Return the Frobenius norm of J with all constraints active, or NaN."""
+        xy, *θ = operands
+        P, q, A, l, u, _ = self.params.unflatten(θ)
+        if not (np.isfinite(xy).all() and np.isfinite(q).all()):
+            return float("nan")
+        return float(np.hypot(Program(P, q, A, l, u).norm, np.sqrt(l.size)))
+
+
+class State:
+    """What is kept of one J: its factor, and what is wrong with the point."""
+
+    def __init__(self, J: Linearized, factored: Factored | None = None, doubt: str = ""):
+        self.factored = factored or Factored(J.program, J.D, J.smoothing)
+        self.regularity = Regularity.of(J, self.factored)
+        self.doubt = doubt or self.regularity.doubt
+        self.nbytes = self.factored.nbytes
+
+
+@dataclass(frozen=True)
+class ActiveSet(Solver):
+    """Solver of the linearised optimality conditions.
+
+    Args:
+        degenerate: What a derivative is where the conditions have no solution: see `osqp.solve`.
+    """
+
+    degenerate: str = "raise"
+    name = "qdldl"
+    capabilities = Capabilities(iterative=True, tolerance=1e-8)
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        """Solve with K."""
+        J: Linearized = jacobian
+        if state is None:
+            state = State(J)
+        r = _right_hand_side(J, rhs, transposed)
+        v, left = state.factored.solve(r)
+        doubt = state.doubt
+        if not left <= CONSISTENT:
+            if self.degenerate == "raise":
+                message = f"‖K v − r‖ = {left:.1e} ‖r‖; {doubt}"
+                return Solution(None, Status.NO_DERIVATIVE, message=message)
+            doubt = f"the linearised system has no solution, ‖K v − r‖ = {left:.1e} ‖r‖"
+            v = np.full_like(v, np.nan)
+            if self.degenerate == "lstsq":
+                v = state.factored.least_squares(r)
+        stats = state.regularity.stats
+        return Solution(_solution(J, v, rhs, transposed), stats=stats, state=state, doubt=doubt)
+
+    def condition(self, jacobian, state):
+        """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""
+        if state is None:
+            return None
+        J: Linearized = jacobian
+        size = J.shape[0]
+        norm = float(np.abs(J.program.B).sum(axis=0).max()) + 1.0
+        return norm * inverse_norm(state.factored.estimate_inverse(), size)
+
+
+def _right_hand_side(J: Linearized, rhs: np.ndarray, transposed: bool) -> np.ndarray:
+    n, D = J.x.size, J.D
+    S, r = np.sqrt(1.0 - D), rhs[n:]
+    if transposed:
+        return np.concatenate([rhs[:n], S * r])
+    moved = D * r
+    K_rhs = np.concatenate([rhs[:n], S * (r + moved)])
+    if moved.any():
+        K_rhs[:n] += (J.program.B @ np.concatenate([np.zeros(n), moved]))[:n]
+    return K_rhs
+
+
+def _solution(J: Linearized, v: np.ndarray, rhs: np.ndarray, transposed: bool) -> np.ndarray:
+    n, D = J.x.size, J.D
+    S, x, w, r = np.sqrt(1.0 - D), v[:n], v[n:], rhs[n:]
+    if not transposed:
+        return np.concatenate([x, S * w - D * r])
+    active = D < 0.5
+    y = np.where(active, w, 0.0) / np.where(active, S, 1.0)
+    if not active.all():
+        z = (J.program.B @ np.concatenate([x, np.zeros_like(r)]))[n:]
+        y = np.where(active, y, (z - r) / np.where(active, 1.0, D))
+    return np.concatenate([x, y])

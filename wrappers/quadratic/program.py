@@ -1,0 +1,100 @@
+"""One quadratic program's numbers, on the host.
+
+minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u        B = [ P  Aᵀ ]
+                                                           [ A  0  ]
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.registry import require
+from backsolve.adjoint.sparse import CSR
+from backsolve.adjoint.status import InputError, Status
+
+from .structure import Structure, pattern_of, structure_of
+
+__all__ = ["Program"]
+
+_SYMMETRIC = 1e-9  # of the largest entry of P
+
+
+class Program:
+    """The numbers of one program.
+
+    Args:
+        P: `(n, n)` array or `CSR`: symmetric, or the upper triangle alone.
+        q: `(n,)`.
+        A: `(m, n)` array or `CSR`.
+        l: `(m,)`.
+        u: `(m,)`.
+
+    Attributes:
+        structure: Where the numbers of P and A go.
+        P: Those of the upper triangle of P, by columns.
+        A: Those of A, by rows.
+    """
+
+    def __init__(self, P: Any, q: np.ndarray, A: Any, l: np.ndarray, u: np.ndarray):
+        self.structure: Structure = structure_of(pattern_of(P), pattern_of(A))
+        self._P_data = P.data if isinstance(P, CSR) else P.ravel()
+        self.P = self._P_data[self.structure.upper]
+        self.A = A.data if isinstance(A, CSR) else A.ravel()
+        self.q, self.l, self.u = q, l, u
+
+    def wrong(self) -> tuple[Status, str] | None:
+        """Return what makes the program unfit for a solver, if anything.
+
+        Raises:
+            InputError: If P is not symmetric.
+        """
+        for name, array in (("P", self._P_data), ("q", self.q), ("A", self.A)):
+            if not np.isfinite(array).all():
+                return Status.NONFINITE_INPUT, f"{name} is not finite"
+        for name, array in (("l", self.l), ("u", self.u)):
+            if np.isnan(array).any():
+                return Status.NONFINITE_INPUT, f"{name} is NaN"
+        mirror = self._P_data[self.structure.mirror]
+        asymmetry = np.abs(self.P - mirror).max(initial=0.0)
+        if asymmetry > _SYMMETRIC * np.abs(self.P).max(initial=0.0):
+            raise InputError(
+                f"P is not symmetric: P and its transpose differ by up to {asymmetry:.3g}; give "
+                "both triangles, (P + P.T) / 2, or a sparse matrix of the upper one alone"
+            )
+        crossed = (self.l > self.u) | (self.l == np.inf) | (self.u == -np.inf)
+        if crossed.any():
+            i = int(np.argmax(crossed))
+            return Status.INFEASIBLE, f"l[{i}]={self.l[i]:.6g} and u[{i}]={self.u[i]:.6g}"
+        return None
+
+    @cached_property
+    def B(self) -> Any:
+        """B, of SciPy."""
+        s = self.structure
+        values = np.concatenate([self.P, self.A, [0.0]])[s.K_source]
+        size = s.n + s.m
+        arrays = values, s.K_indices, s.K_indptr
+        return require("scipy.sparse").csr_array(arrays, shape=(size, size))
+
+    @cached_property
+    def norm(self) -> float:
+        """‖B‖, Frobenius'."""
+        return float(np.sqrt(self.B.data @ self.B.data))
+
+    def residual(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `P x + Aᵀ y + q` and `A x`."""
+        n = self.structure.n
+        product = self.B @ np.concatenate([x, y])
+        return product[:n] + self.q, product[n:]
+
+    @cached_property
+    def row_norms(self) -> np.ndarray:
+        """The largest |A[i, j]| of each row."""
+        s = self.structure
+        start = s.K_indptr[s.n : -1]  # of rows of K; none is empty, for the diagonal is there
+        if not s.m:
+            return np.zeros(0)
+        return np.maximum.reduceat(np.abs(self.B.data), start)

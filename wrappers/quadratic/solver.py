@@ -1,0 +1,173 @@
+"""What the solvers of quadratic programs share: the equation, the polished value, its derivative.
+
+minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
+
+P x + q + Aᵀ y = 0        A x − Π(A x + y) = 0,  Π onto [l, u]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.sparse import CSR
+from backsolve.adjoint.status import Status
+from backsolve.adjoint.trees import Tree
+from backsolve.residuals.kkt import quadratic_program
+
+from .linearized import KKT, ActiveSet, Linearized, State
+from .polish import polish
+from .program import Program
+from .structure import is_triangle
+
+__all__ = ["Outcome", "QuadraticSolver"]
+
+_SMOOTHING = 1e-6  # μ
+
+
+class Outcome(NamedTuple):
+    """What a library returned.
+
+    Attributes:
+        status: How it ended.
+        message: In its words.
+        x: Its iterate, to be used if the status is a success, or with great care.
+        y: Its multipliers.
+        iterations: How many it made.
+        inaccurate: Whether it ended at its limit, but near a solution.
+    """
+
+    status: Status
+    message: str
+    x: np.ndarray
+    y: np.ndarray
+    iterations: int
+    inaccurate: bool = False
+
+
+@dataclass(frozen=True)
+class _Symmetric:
+    """P as a symmetric matrix, in JAX, whatever its values."""
+
+    P: Any
+
+    def __matmul__(self, x):
+        P = self.P
+        if isinstance(P, CSR) and is_triangle(P.pattern):
+            on = np.flatnonzero(P.pattern.rows == P.pattern.indices)
+            diagonal = jnp.zeros(x.shape, P.dtype).at[P.pattern.indices[on]].set(P.data[on])
+            return P @ x + P.T @ x - diagonal * x
+        return 0.5 * (P @ x + P.T @ x)
+
+
+@dataclass(frozen=True)
+class QuadraticSolver(Solver):
+    """A solver of quadratic programs; params are `(P, q, A, l, u, start)`, start `(x, y)` or None.
+
+    Args:
+        polish: Whether x and y are solved for on the active set that the library found.
+        degenerate: What a derivative is where there is none: `"raise"`, `"nan"`, `"lstsq"` or
+            `"smoothed"`.
+    """
+
+    polish: bool = True
+    degenerate: str = "raise"
+
+    capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
+
+    def outcomes(self, program: Program, start: Any) -> Generator[Outcome]:
+        """Solve with the library; then go on to tighter tolerances, while there are any."""
+        raise NotImplementedError
+
+    @property
+    def _smoothing(self) -> float:
+        return _SMOOTHING if self.degenerate == "smoothed" else 0.0
+
+    def residual(self, x, params):
+        """Return the optimality conditions."""
+        P, q, A, l, u, _ = params
+        return quadratic_program(x, _Symmetric(P), q, A, l, u, smoothing=self._smoothing)
+
+    def operator_at(self, params, product):
+        """Return the linearised optimality conditions."""
+        _, q, _, l, *_ = params
+        return KKT(q.size + l.size, Tree.of(params), product, self._smoothing)
+
+    def derivative_solver(self):
+        """Return the solver on the active set."""
+        return ActiveSet(self.degenerate)
+
+    def host_residual(self, x, params):
+        """Return the optimality conditions as a vector."""
+        P, q, A, l, u, _ = params
+        return Linearized(Program(P, q, A, l, u), *x, smoothing=0.0).F
+
+    def abstract_eval(self, params):
+        """Return the shapes of x and y."""
+        dtype = jnp.result_type(*[a.dtype for a in jax.tree.leaves(params)])
+        _, q, _, l, *_ = params
+        return jax.ShapeDtypeStruct(q.shape, dtype), jax.ShapeDtypeStruct(l.shape, dtype)
+
+    def solve(self, params):
+        """Solve with the library, and polish."""
+        *numbers, start = params
+        program = Program(*numbers)
+        wrong = program.wrong()
+        if wrong is not None:
+            return Solution(None, wrong[0], message=wrong[1])
+        with contextlib.closing(self.outcomes(program, start)) as outcomes:
+            first = next(outcomes)
+            usable = first.status is Status.SUCCESS
+            if not self.polish or not (usable or first.inaccurate):
+                return _solution(first, "not polished" if usable else first.message)
+            repairs = 0
+            for outcome in itertools.chain([first], outcomes):
+                if outcome.x.size:  # an iterate, though it may have stopped at a limit
+                    polished = polish(program, outcome.x, outcome.y)
+                    repairs += polished.repairs
+                    if polished.settled:
+                        return _polished(first, program, polished, repairs, self._smoothing)
+        return _solution(first, "the active set did not settle; not polished")
+
+    def example(self, rng):
+        """Return a small program with an equality, active and inactive bounds; P a triangle."""
+        n, m = 4, 6
+        M, A = rng.standard_normal((n, n)), rng.standard_normal((m, n))
+        P, middle = np.triu(M @ M.T + np.eye(n)), A @ rng.standard_normal(n)
+        l, u = middle - 0.2 - rng.random(m), middle + 0.2 + rng.random(m)
+        l[1], u[2] = -np.inf, np.inf
+        rows, columns = np.nonzero(P)
+        indptr = np.searchsorted(rows, np.arange(n + 1))
+        triangle = CSR(P[rows, columns], columns, indptr, (n, n))
+        return triangle, 3 * rng.standard_normal(n), A, l, u, None
+
+    def unsolvable(self, rng):
+        """Return a program without a feasible point."""
+        P, q, A, l, u, start = self.example(rng)
+        return P, q, np.zeros_like(A), np.ones_like(l), np.full_like(u, 2.0), start
+
+
+def _solution(outcome: Outcome, message: str) -> Solution:
+    value = (outcome.x, outcome.y) if outcome.status is Status.SUCCESS else None
+    return Solution(value, outcome.status, {"iterations": outcome.iterations}, message=message)
+
+
+def _polished(outcome, program, polished, repairs, smoothing) -> Solution:
+    J = Linearized(program, polished.x, polished.y, smoothing)
+    factored = None
+    if not smoothing and np.array_equal(J.D, polished.factored.D):
+        factored = polished.factored
+    if not polished.factored.convex:
+        return Solution(None, Status.NOT_CONVEX, message="the solution is a saddle")
+    state = State(J, factored)
+    stats = {"iterations": outcome.iterations, "repairs": repairs, **state.regularity.stats}
+    value = polished.x, polished.y
+    return Solution(value, Status.SUCCESS, stats, state, message=outcome.message)
