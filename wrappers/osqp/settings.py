@@ -43,9 +43,9 @@ def as_settings(settings: Mapping[str, Any]) -> Settings:
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(
-                f"OSQP has no setting {name!r}{hint} Its settings are {', '.join(known)}"
+                f"OSQP has no setting {name!r}: {hint}its settings are {', '.join(known)}"
             )
     return tuple(sorted((name, _value(name, value)) for name, value in settings.items()))
 

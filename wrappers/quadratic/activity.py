@@ -55,6 +55,10 @@ def activity_at(program: Program, z: np.ndarray, y: np.ndarray) -> Activity:
 class Scales:
     """By what slacks and multipliers are judged, `(m,)` each, and stationarity, a number.
 
+    They are the terms that should balance: a slack is small beside A x and the bounds, a
+    multiplier where it pulls less than q, P x and Aᵀ y do. At x = 0 the length is that of a Newton
+    step.
+
     Args:
         program: The program.
         x: The point.
@@ -63,13 +67,26 @@ class Scales:
     """
 
     def __init__(self, program: Program, x: np.ndarray, y: np.ndarray, z: np.ndarray):
-        n, norms = program.structure.n, program.row_norms
-        # The terms of stationarity, of which multipliers times rows are one.
+        n, rows = program.structure.n, program.row_norms
         Aty = (program.B @ np.concatenate([np.zeros(n), y]))[:n]
-        pull = max(np.abs(program.q).max(initial=0.0), np.abs(Aty).max(initial=0.0))
+        curvature, length = _largest(program.P), _largest(x)
+        pull = max(_largest(program.q), _largest(Aty), curvature * length) or 1.0
+        if curvature > 0:
+            length = max(length, min(pull / curvature, 1.0))
+        bounds = np.maximum(_finite(program.l), _finite(program.u))
+        slack = np.maximum(np.maximum(np.abs(z), rows * length), bounds)
         self.pull = pull
-        self.slack = np.maximum(np.abs(z), norms * np.abs(x).max(initial=0.0))
-        self.multiplier = pull / np.where(norms > 0, norms, 1.0)
+        self.slack = np.where(slack > 0, slack, _largest(slack) or 1.0)
+        self.multiplier = pull / np.where(rows > 0, rows, 1.0)
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def _finite(bound: np.ndarray) -> np.ndarray:
+    size = np.abs(bound)
+    return np.where(size < 1e15, size, 0.0)  # beyond that there is no bound
 
 
 def margins(
@@ -78,7 +95,5 @@ def margins(
     """Return how far each inequality is from becoming active or inactive; inf for equalities."""
     slack = np.minimum(z - program.l, program.u - z)
     active = activity.lower | activity.upper
-    with np.errstate(divide="ignore", invalid="ignore"):
-        margin = np.where(active, np.abs(y) / scales.multiplier, slack / scales.slack)
-    margin = np.where(np.isnan(margin), 0.0, margin)
+    margin = np.where(active, np.abs(y) / scales.multiplier, slack / scales.slack)
     return np.where(program.l == program.u, np.inf, margin)

@@ -171,9 +171,10 @@ class Factored:
         lsmr = require("scipy.sparse.linalg").lsmr
         return lsmr(K, r, atol=1e-14, btol=1e-14, conlim=0.0, maxiter=20 * r.size)[0]
 
-    def estimate_inverse(self) -> Any:
-        """Return `solve(r, transposed=...)` for estimates of ‖K⁻¹‖."""
-        return lambda r, transposed: self._refined(self._ldl_solve, r, None)[0]
+    def estimate(self, r: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return K⁻¹ r, for an estimate of ‖K⁻¹‖; K is symmetric."""
+        del transposed
+        return self.solve(r)[0]
 
 
 def _equilibration(values: np.ndarray, s: Structure) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from backsolve.adjoint.condition import inverse_norm
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
-from backsolve.adjoint.operators import Operator
+from backsolve.adjoint.operators import Operator, frobenius_norm
 from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 
@@ -27,6 +27,8 @@ from .program import Program
 from .regularity import Regularity
 
 __all__ = ["KKT", "ActiveSet", "Linearized", "State"]
+
+_SMOOTHED = 1e-4  # by what smoothing may change a derivative that is not in doubt
 
 
 class Linearized:
@@ -52,6 +54,11 @@ class Linearized:
         """Rows and columns."""
         size = self.x.size + self.y.size
         return size, size
+
+    @property
+    def exact(self) -> Linearized:
+        """The same without smoothing."""
+        return Linearized(self.program, self.x, self.y, 0.0)
 
     @property
     def F(self) -> np.ndarray:
@@ -128,13 +135,29 @@ class KKT(Operator):
 
 
 class State:
-    """What is kept of one J: its factor, and what is wrong with the point."""
+    """What is kept of one J: its factor, and what is wrong with the point.
 
-    def __init__(self, J: Linearized, factored: Factored | None = None, doubt: str = ""):
+    Args:
+        J: The Jacobian.
+        factored: Its factor, if there is one already.
+    """
+
+    def __init__(self, J: Linearized, factored: Factored | None = None):
         self.factored = factored or Factored(J.program, J.D, J.smoothing)
-        self.regularity = Regularity.of(J, self.factored)
-        self.doubt = doubt or self.regularity.doubt
-        self.nbytes = self.factored.nbytes
+        # What the point is like is seen without smoothing.
+        self.exact = State(J.exact) if J.smoothing else self
+        self.regularity = Regularity.of(J, self.factored) if not J.smoothing else None
+        self.nbytes = self.factored.nbytes * (2 if J.smoothing else 1)
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be no derivative."""
+        return self.exact.regularity.doubt
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Numbers for records."""
+        return self.exact.regularity.stats
 
 
 @dataclass(frozen=True)
@@ -154,28 +177,37 @@ class ActiveSet(Solver):
         J: Linearized = jacobian
         if state is None:
             state = State(J)
+        solution = self._solved(J, rhs, state, transposed)
+        if J.smoothing:
+            exact = ActiveSet("nan")._solved(J.exact, rhs, state.exact, transposed).value
+            distance = frobenius_norm(solution.value - exact)
+            if not solution.doubt and not distance <= _SMOOTHED * frobenius_norm(exact):
+                solution.doubt = "smoothing changes the derivative"
+        solution.stats, solution.state = state.stats, state
+        return solution
+
+    def _solved(self, J: Linearized, rhs: np.ndarray, state: State, transposed: bool) -> Solution:
         r = _right_hand_side(J, rhs, transposed)
         v, left = state.factored.solve(r)
         doubt = state.doubt
         if not left <= CONSISTENT:
+            missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":
-                message = f"‖K v − r‖ = {left:.1e} ‖r‖; {doubt}"
-                return Solution(None, Status.NO_DERIVATIVE, message=message)
-            doubt = f"the linearised system has no solution, ‖K v − r‖ = {left:.1e} ‖r‖"
+                message = f"{missed}; {doubt}" if doubt else missed
+                return Solution(np.full_like(rhs, np.nan), Status.NO_DERIVATIVE, message=message)
+            doubt = f"the linearised system has no solution, {missed}"
             v = np.full_like(v, np.nan)
-            if self.degenerate == "lstsq":
+            if self.degenerate != "nan":
                 v = state.factored.least_squares(r)
-        stats = state.regularity.stats
-        return Solution(_solution(J, v, rhs, transposed), stats=stats, state=state, doubt=doubt)
+        return Solution(_solution(J, v, rhs, transposed), doubt=doubt)
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""
         if state is None:
             return None
         J: Linearized = jacobian
-        size = J.shape[0]
         norm = float(np.abs(J.program.B).sum(axis=0).max()) + 1.0
-        return norm * inverse_norm(state.factored.estimate_inverse(), size)
+        return norm * inverse_norm(state.factored.estimate, J.shape[0])
 
 
 def _right_hand_side(J: Linearized, rhs: np.ndarray, transposed: bool) -> np.ndarray:

@@ -49,7 +49,7 @@ class Regularity:
         # The point is known no better than its residual: what is closer than that may be a kink.
         weak = int((margin < max(WEAK, off)).sum())
         dependent, unique = 0, True
-        if factored.suspicious and not J.smoothing:
+        if factored.suspicious:
             dependent, unique = _deficiency(J, factored)
         return cls(min(float(margin.min(initial=1.0)), 1.0), weak, dependent, unique, off)
 
@@ -82,9 +82,8 @@ class Regularity:
 def _off(J: Any, scales: Scales) -> float:
     n, F = J.x.size, np.abs(J.F)
     scale = np.where(J.activity.inactive > 0, scales.multiplier, scales.slack)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        off = F / np.concatenate([np.full(n, scales.pull), scale])
-    return float(np.nan_to_num(off).max(initial=0.0))
+    off = F / np.concatenate([np.full(n, scales.pull), scale])
+    return float(off.max(initial=0.0))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -24,7 +24,7 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
 from .linearized import KKT, ActiveSet, Linearized, State
-from .polish import polish
+from .polish import Polished, polish
 from .program import Program
 from .structure import is_triangle
 
@@ -126,8 +126,10 @@ class QuadraticSolver(Solver):
         with contextlib.closing(self.outcomes(program, start)) as outcomes:
             first = next(outcomes)
             usable = first.status is Status.SUCCESS
-            if not self.polish or not (usable or first.inaccurate):
-                return _solution(first, "not polished" if usable else first.message)
+            if not (usable or (self.polish and first.inaccurate)):
+                return Solution(None, first.status, _stats(first), message=first.message)
+            if not self.polish:
+                return _as_it_is(first, program, "not polished", self._smoothing)
             repairs = 0
             for outcome in itertools.chain([first], outcomes):
                 if outcome.x.size:  # an iterate, though it may have stopped at a limit
@@ -135,7 +137,10 @@ class QuadraticSolver(Solver):
                     repairs += polished.repairs
                     if polished.settled:
                         return _polished(first, program, polished, repairs, self._smoothing)
-        return _solution(first, "the active set did not settle; not polished")
+        if not usable:
+            return Solution(None, first.status, _stats(first), message=first.message)
+        unsettled = "not polished: the active set did not settle"
+        return _as_it_is(first, program, unsettled, self._smoothing)
 
     def example(self, rng):
         """Return a small program with an equality, active and inactive bounds; P a triangle."""
@@ -155,19 +160,27 @@ class QuadraticSolver(Solver):
         return P, q, np.zeros_like(A), np.ones_like(l), np.full_like(u, 2.0), start
 
 
-def _solution(outcome: Outcome, message: str) -> Solution:
-    value = (outcome.x, outcome.y) if outcome.status is Status.SUCCESS else None
-    return Solution(value, outcome.status, {"iterations": outcome.iterations}, message=message)
+def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
+    return {"iterations": outcome.iterations, **others}
 
 
-def _polished(outcome, program, polished, repairs, smoothing) -> Solution:
+def _polished(
+    outcome: Outcome, program: Program, polished: Polished, repairs: int, smoothing: float
+) -> Solution:
     J = Linearized(program, polished.x, polished.y, smoothing)
-    factored = None
-    if not smoothing and np.array_equal(J.D, polished.factored.D):
-        factored = polished.factored
-    if not polished.factored.convex:
-        return Solution(None, Status.NOT_CONVEX, message="the solution is a saddle")
-    state = State(J, factored)
-    stats = {"iterations": outcome.iterations, "repairs": repairs, **state.regularity.stats}
-    value = polished.x, polished.y
-    return Solution(value, Status.SUCCESS, stats, state, message=outcome.message)
+    # A weakly active constraint may be on the other side for the point that was found.
+    same = not smoothing and np.array_equal(J.D, polished.factored.D)
+    state = State(J, polished.factored if same else None)
+    return _judged(J, state, _stats(outcome, repairs=repairs), outcome.message)
+
+
+def _as_it_is(outcome: Outcome, program: Program, message: str, smoothing: float) -> Solution:
+    J = Linearized(program, outcome.x, outcome.y, smoothing)
+    return _judged(J, State(J), _stats(outcome), message)
+
+
+def _judged(J: Linearized, state: State, stats: dict[str, float], message: str) -> Solution:
+    if not state.exact.factored.convex:
+        return Solution(None, Status.NOT_CONVEX, stats, message="what was found is a saddle")
+    value = J.x, J.y
+    return Solution(value, Status.SUCCESS, stats | state.stats, state, message=message)
