@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from backsolve.adjoint.registry import register
 
 from ..quadratic.interface import QPSolution, checked_options, policy_among, solve_program
-from ..quadratic.solver import Outcome, QuadraticSolver
+from ..quadratic.solver import QuadraticSolver
 from .settings import Settings, as_settings
 from .workspace import SetupFailed, borrowed
 
 __all__ = ["OSQP", "solve"]
-
-# By what the tolerances are multiplied, one after the other, while the active set does not settle.
-_TIGHTER = (1e-3, 1e-6)
 
 
 @register("osqp", requires="osqp")
@@ -44,12 +39,9 @@ class OSQP(QuadraticSolver):
         """Solve, and go on to tighter tolerances when asked for more."""
         try:
             with borrowed(program, start, self.settings) as workspace:  # type: ignore[arg-type]
-                yield workspace.solve()
-                for factor in _TIGHTER:
-                    yield workspace.tightened(factor)
+                yield from workspace.outcomes()
         except SetupFailed as failed:
-            nothing = np.zeros(0)
-            yield Outcome(failed.status, str(failed), nothing, nothing, 0)
+            yield failed.outcome
 
 
 def solve(

@@ -24,8 +24,18 @@ from ..quadratic.solver import Outcome
 from ..quadratic.structure import Structure
 from .settings import Settings
 
-__all__ = ["SetupFailed", "Workspace", "borrowed", "outcome_of"]
+__all__ = [
+    "SetupFailed",
+    "Workspace",
+    "borrowed",
+    "outcome_of",
+    "solutions",
+    "update_matrices",
+    "update_vectors",
+]
 
+# By what the tolerances are multiplied, one after the other, while the active set does not settle.
+_TIGHTER = (1e-3, 1e-6)
 _SPARE = 8  # objects that are kept for each structure and settings
 _ERRORS = {
     "OSQP_NONCVX_ERROR": Status.NOT_CONVEX,
@@ -49,14 +59,15 @@ class SetupFailed(Exception):
     """OSQP refuses the numbers.
 
     Attributes:
-        status: Why.
+        outcome: What there is to say of it.
     """
 
     def __init__(self, name: str, settings: dict[str, Any]):
         if name == "OSQP_SETTINGS_VALIDATION_ERROR":
             raise InputError(f"OSQP refuses a value among the settings {settings}")
         super().__init__(name)
-        self.status = _ERRORS.get(name, Status.UNKNOWN)
+        nothing = np.zeros(0)
+        self.outcome = Outcome(_ERRORS.get(name, Status.UNKNOWN), name, nothing, nothing, 0)
 
 
 @functools.cache
@@ -94,58 +105,68 @@ class Workspace:
     """
 
     def __init__(self, program: Program, settings: Settings):
-        self._given = {"verbose": False, **dict(settings)}
-        self._P, self._A = program.P, program.A
-        self.osqp = osqp = require("osqp").OSQP()
+        given = {"verbose": False, **dict(settings)}
+        self.osqp = require("osqp").OSQP()
         s = program.structure
         numbers = s.P_csc(program.P), program.q, s.A_csc(program.A), program.l, program.u
         try:
-            osqp.setup(*numbers, **self._given)
+            self.osqp.setup(*numbers, **given)
         except require("osqp").OSQPException as error:
-            raise SetupFailed(_error(*error.args), self._given) from None
+            raise SetupFailed(_error(*error.args), given) from None
         except TypeError as error:
-            raise InputError(f"OSQP refuses a value among the settings {self._given}") from error
-        self._rho = float(osqp.settings.rho)
-        self._tolerances = {k: getattr(osqp.settings, k) for k in ("eps_abs", "eps_rel")}
+            raise InputError(f"OSQP refuses a value among the settings {given}") from error
+        self._P, self._A = program.P, program.A
+        self._rho = float(self.osqp.settings.rho)
         self._adapted = False
 
     def load(self, program: Program, start: Any) -> None:
         """Give the object the numbers of a program, and where to start from."""
-        s, raw = program.structure, self.osqp._solver
-        largest = self.osqp.constant("OSQP_INFTY")
-        self._checked(
-            raw.update_data_vec(
-                q=program.q, l=np.maximum(program.l, -largest), u=np.minimum(program.u, largest)
-            )
-        )
+        s = program.structure
+        update_vectors(self.osqp, program)
         if not (np.array_equal(program.P, self._P) and np.array_equal(program.A, self._A)):
-            A = program.A[s.A_order]
-            self._checked(raw.update_data_mat(P_x=program.P, P_i=None, A_x=A, A_i=None))
+            update_matrices(self.osqp, program)
             self._P, self._A = program.P, program.A
         if self._adapted:
-            self._checked(raw.update_rho(self._rho))
+            self.osqp.update_settings(rho=self._rho)
             self._adapted = False
         x, y = (np.zeros(s.n), np.zeros(s.m)) if start is None else map(np.array, start)
         self.osqp.warm_start(x=x, y=y)
 
-    def _checked(self, code: int) -> None:
-        if code:
-            raise SetupFailed("OSQP_NONCVX_ERROR", self._given)
+    def outcomes(self) -> Iterator[Outcome]:
+        """Solve from where the object is, and go on to tighter tolerances."""
+        for result in solutions(self.osqp):
+            self._adapted = self._adapted or result.info.rho_updates > 0
+            yield outcome_of(result)
 
-    def solve(self) -> Outcome:
-        """Solve from where the object is."""
-        result = self.osqp.solve(raise_error=False)
-        self._adapted = self._adapted or result.info.rho_updates > 0
-        return outcome_of(result)
 
-    def tightened(self, factor: float) -> Outcome:
-        """Go on to tolerances smaller by a factor."""
-        tighter = {name: factor * value for name, value in self._tolerances.items()}
-        self.osqp.update_settings(**tighter)
-        try:
-            return self.solve()
-        finally:
-            self.osqp.update_settings(**self._tolerances)
+def update_vectors(osqp: Any, program: Program) -> None:
+    """Give an OSQP object other vectors."""
+    largest = osqp.constant("OSQP_INFTY")
+    l, u = np.maximum(program.l, -largest), np.minimum(program.u, largest)
+    _checked(osqp._solver.update_data_vec(q=program.q, l=l, u=u))
+
+
+def update_matrices(osqp: Any, program: Program) -> None:
+    """Give an OSQP object other values of its matrices."""
+    A = program.A[program.structure.A_order]
+    _checked(osqp._solver.update_data_mat(P_x=program.P, P_i=None, A_x=A, A_i=None))
+
+
+def _checked(code: int) -> None:
+    if code:  # of a KKT matrix that is not quasidefinite: the vectors were checked before
+        raise SetupFailed("OSQP_NONCVX_ERROR", {})
+
+
+def solutions(osqp: Any) -> Iterator[Any]:
+    """Solve, then go on from there to tighter tolerances, and put these back."""
+    yield osqp.solve(raise_error=False)
+    tolerances = {name: getattr(osqp.settings, name) for name in ("eps_abs", "eps_rel")}
+    try:
+        for factor in _TIGHTER:
+            osqp.update_settings(**{k: factor * value for k, value in tolerances.items()})
+            yield osqp.solve(raise_error=False)
+    finally:
+        osqp.update_settings(**tolerances)
 
 
 @functools.lru_cache(maxsize=64)

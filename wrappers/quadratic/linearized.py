@@ -145,19 +145,11 @@ class State:
     def __init__(self, J: Linearized, factored: Factored | None = None):
         self.factored = factored or Factored(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
-        self.exact = State(J.exact) if J.smoothing else self
-        self.regularity = Regularity.of(J, self.factored) if not J.smoothing else None
-        self.nbytes = self.factored.nbytes * (2 if J.smoothing else 1)
-
-    @property
-    def doubt(self) -> str:
-        """Why there may be no derivative."""
-        return self.exact.regularity.doubt
-
-    @property
-    def stats(self) -> dict[str, float]:
-        """Numbers for records."""
-        return self.exact.regularity.stats
+        exact = State(J.exact) if J.smoothing else None
+        self.exact: State = exact or self
+        regularity = exact.regularity if exact else Regularity.of(J, self.factored)
+        self.regularity: Regularity = regularity
+        self.nbytes = self.factored.nbytes * (2 if exact else 1)
 
 
 @dataclass(frozen=True)
@@ -183,13 +175,13 @@ class ActiveSet(Solver):
             distance = frobenius_norm(solution.value - exact)
             if not solution.doubt and not distance <= _SMOOTHED * frobenius_norm(exact):
                 solution.doubt = "smoothing changes the derivative"
-        solution.stats, solution.state = state.stats, state
+        solution.stats, solution.state = state.regularity.stats, state
         return solution
 
     def _solved(self, J: Linearized, rhs: np.ndarray, state: State, transposed: bool) -> Solution:
         r = _right_hand_side(J, rhs, transposed)
         v, left = state.factored.solve(r)
-        doubt = state.doubt
+        doubt = state.regularity.doubt
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":

@@ -183,4 +183,4 @@ def _judged(J: Linearized, state: State, stats: dict[str, float], message: str) 
     if not state.exact.factored.convex:
         return Solution(None, Status.NOT_CONVEX, stats, message="what was found is a saddle")
     value = J.x, J.y
-    return Solution(value, Status.SUCCESS, stats | state.stats, state, message=message)
+    return Solution(value, Status.SUCCESS, stats | state.regularity.stats, state, message=message)

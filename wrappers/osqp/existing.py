@@ -1,0 +1,154 @@
+"""A user's own OSQP object, made differentiable.
+
+Quirks: the object keeps what it was set up with in `_derivative_cache`, and nowhere else; its own
+`update` and `setup` change it there, so that is where it is read at every call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.contract import Capabilities
+from backsolve.adjoint.inputs import real_array
+from backsolve.adjoint.sparse import CSR, Pattern
+from backsolve.adjoint.status import InputError
+
+from ..quadratic.interface import QPSolution, checked_options, solve_program
+from ..quadratic.program import Program
+from ..quadratic.solver import QuadraticSolver
+from .workspace import SetupFailed, outcome_of, solutions, update_matrices, update_vectors
+
+__all__ = ["from_solver"]
+
+
+class _Handle:
+    """A user's OSQP object; hashed by identity.
+
+    Args:
+        osqp: The object, set up.
+    """
+
+    def __init__(self, osqp: Any):
+        self.osqp, self.lock = osqp, threading.RLock()
+        held = self.held
+        self.P_pattern, self.P_order = _by_rows(held["P"])
+        self.A_pattern, self.A_order = _by_rows(held["A"])
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """The numbers that the object has now."""
+        return self.osqp._derivative_cache
+
+    def load(self, program: Program, start: Any) -> None:
+        """Update the object in place."""
+        s, held = program.structure, self.held
+        update_vectors(self.osqp, program)
+        P, A = program.P, program.A[s.A_order]
+        if not (np.array_equal(P, held["P"].data) and np.array_equal(A, held["A"].data)):
+            update_matrices(self.osqp, program)
+            held["P"].data, held["A"].data = P.copy(), A
+        held |= {"q": program.q.copy(), "l": program.l.copy(), "u": program.u.copy()}
+        if start is not None:
+            x, y = map(np.array, start)
+            self.osqp.warm_start(x=x, y=y)
+
+
+def _by_rows(matrix: Any) -> tuple[Pattern, np.ndarray]:
+    """Return the pattern of a matrix by columns, and the order that brings its values into it."""
+    m, n = matrix.shape
+    # By columns it is the transposed matrix by rows.
+    pattern, order = Pattern.of(matrix.indices, matrix.indptr, (n, m)).transposition
+    return pattern, order
+
+
+@dataclass(frozen=True)
+class _UserOSQP(QuadraticSolver):
+    """OSQP as the user set it up.
+
+    Args:
+        handle: The object.
+    """
+
+    handle: _Handle | None = None
+    name = "osqp"
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "qdldl", "osqp")
+    capabilities = Capabilities(tolerance=1e-6)
+
+    def outcomes(self, program, start):
+        """Solve with the user's object, from its last solution unless there is a start."""
+        handle: _Handle = self.handle  # type: ignore[assignment]
+        with handle.lock:
+            try:
+                handle.load(program, start)
+            except SetupFailed as failed:
+                yield failed.outcome
+                return
+            yield from map(outcome_of, solutions(handle.osqp))
+
+
+def from_solver(
+    m: Any, *, polish: bool = True, degenerate: str = "raise", **policy: Any
+) -> Callable[..., QPSolution]:
+    """Make a set-up `osqp.OSQP` object a differentiable function of its numbers.
+
+        P x + q + Aᵀ y = 0        A x − Π(A x + y) = 0,  Π onto [l, u]
+
+    The object keeps its settings, its scaling and its step size; each call updates it in place and
+    starts from its last solution, as OSQP does.
+
+    Args:
+        m: The object, after `setup`.
+        polish: See `osqp.solve`.
+        degenerate: See `osqp.solve`.
+        **policy: Fields of `backsolve.Policy` for every call.
+
+    Returns:
+        `f(q=None, l=None, u=None, Px=None, Ax=None, *, warm_start=None) -> QPSolution`, with the
+        arguments of `m.update`: Px holds the values of the upper triangle of P by columns, Ax
+        those of A. What is None is what the object has when f is called, or traced.
+
+    Raises:
+        InputError: If m is not an OSQP object that was set up.
+    """
+    if not getattr(m, "_derivative_cache", None) or getattr(m, "_solver", None) is None:
+        raise InputError(
+            f"m must be an osqp.OSQP object after setup(P, q, A, l, u), found {type(m).__name__}"
+        )
+    handle = _Handle(m)
+    solver = _UserOSQP(*checked_options(polish, degenerate), handle)
+
+    def solve(
+        q: Any = None,
+        l: Any = None,
+        u: Any = None,
+        Px: Any = None,
+        Ax: Any = None,
+        *,
+        warm_start: Any = None,
+    ) -> QPSolution:
+        """Solve with the user's OSQP object; see `osqp.from_solver`."""
+        held = handle.held
+        q, l, u = (
+            np.array(held[name]) if given is None else given
+            for name, given in (("q", q), ("l", l), ("u", u))
+        )
+        P = _matrix(Px, held["P"], "Px", handle.P_pattern, handle.P_order)
+        A = _matrix(Ax, held["A"], "Ax", handle.A_pattern, handle.A_order)
+        return solve_program(solver, P, q, A, l, u, warm_start, policy)
+
+    return solve
+
+
+def _matrix(given: Any, held: Any, name: str, pattern: Pattern, order: np.ndarray) -> CSR:
+    values = np.array(held.data) if given is None else real_array(given, name, ndim=1)
+    if values.shape != (pattern.nnz,):
+        raise InputError(
+            f"{name} has {values.shape[0]} values, but OSQP was set up with {pattern.nnz}: the "
+            "pattern may not change"
+        )
+    return CSR.of(values[order], pattern)
