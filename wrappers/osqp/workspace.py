@@ -188,5 +188,9 @@ def borrowed(program: Program, start: Any, settings: Settings) -> Iterator[Works
     except IndexError:
         workspace = Workspace(program, settings)
     workspace.load(program, start)
-    yield workspace
-    idle.append(workspace)  # not after an error: it may be in any state
+    try:
+        yield workspace
+    except GeneratorExit:  # no further outcome is wanted
+        idle.append(workspace)
+        raise
+    idle.append(workspace)  # but not after an error: it may be in any state

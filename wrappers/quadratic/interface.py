@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from backsolve.adjoint.status import InputError
 from .solver import QuadraticSolver
 from .structure import is_triangle
 
-__all__ = ["QPSolution", "checked_options", "policy_among", "solve_program"]
+__all__ = ["QPSolution", "check_names", "checked_options", "policy_among", "solve_program"]
 
 DEGENERATE = ("raise", "nan", "lstsq", "smoothed")
 
@@ -47,6 +49,21 @@ def policy_among(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     fields = {field.name for field in dataclasses.fields(Policy)}
     policy = {name: value for name, value in options.items() if name in fields}
     return policy, {name: value for name, value in options.items() if name not in fields}
+
+
+def check_names(names: Iterable[str], known: Collection[str], library: str) -> None:
+    """See that a library has the settings of these names.
+
+    Raises:
+        InputError: If it has not.
+    """
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"{library} has no setting {name!r}: {hint}its settings are {', '.join(known)}"
+            )
 
 
 def checked_options(polish: Any, degenerate: Any) -> tuple[bool, str]:

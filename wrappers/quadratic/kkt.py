@@ -101,7 +101,7 @@ class Factored:
 
     def product(self, v: np.ndarray) -> np.ndarray:
         """Return K v."""
-        return self._sides * (self.program.B @ (self._sides * v)) + self._diagonal * v
+        return self._sides * self.program.product(self._sides * v) + self._diagonal * v
 
     def solve(self, r: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Solve K v = r, refining a start if there is one.

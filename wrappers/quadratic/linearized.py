@@ -21,8 +21,8 @@ from backsolve.adjoint.operators import Operator, frobenius_norm
 from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 
-from .activity import activity_at
 from .kkt import CONSISTENT, Factored
+from .point import Point
 from .program import Program
 from .regularity import Regularity
 
@@ -32,49 +32,38 @@ _SMOOTHED = 1e-4  # by what smoothing may change a derivative that is not in dou
 
 
 class Linearized:
-    """J of one program at one point, on the host.
+    """J at one point, on the host.
 
     Args:
-        program: The program.
-        x: Point.
-        y: Multipliers.
+        point: The point.
         smoothing: μ of the smoothed conditions, zero for the exact ones.
     """
 
-    def __init__(self, program: Program, x: np.ndarray, y: np.ndarray, smoothing: float):
-        self.program, self.x, self.y, self.smoothing = program, x, y, smoothing
-        self.stationarity, self.z = program.residual(x, y)
-        self.activity = activity_at(program, self.z, y)
-        self.D = self.activity.inactive
+    def __init__(self, point: Point, smoothing: float):
+        self.point, self.program, self.smoothing = point, point.program, smoothing
         if smoothing:
-            self.D = _smooth_D(program, self.z + y, smoothing)
+            self.D = _smooth_D(point.program, point.z + point.y, smoothing)
+        else:
+            self.D = point.activity.inactive
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        size = self.x.size + self.y.size
+        size = self.program.q.size + self.D.size
         return size, size
 
     @property
     def exact(self) -> Linearized:
         """The same without smoothing."""
-        return Linearized(self.program, self.x, self.y, 0.0)
-
-    @property
-    def F(self) -> np.ndarray:
-        """The residual of the optimality conditions, which are not smoothed."""
-        lower, upper = self.activity.lower, self.activity.upper
-        with np.errstate(invalid="ignore"):
-            held = np.where(lower, self.z - self.program.l, self.z - self.program.u)
-        return np.concatenate([self.stationarity, np.where(lower | upper, held, -self.y)])
+        return Linearized(self.point, 0.0)
 
     def product(self, v: np.ndarray, *, transposed: bool) -> np.ndarray:
         """Return `J v` or `Jᵀ v`."""
-        n, D = self.x.size, self.D
+        n, D = self.program.q.size, self.D
         if transposed:
-            product = self.program.B @ np.concatenate([v[:n], (1.0 - D) * v[n:]])
+            product = self.program.product(np.concatenate([v[:n], (1.0 - D) * v[n:]]))
         else:
-            product = self.program.B @ v
+            product = self.program.product(v)
             product[n:] *= 1.0 - D
         product[n:] -= D * v[n:]
         if self.smoothing:
@@ -116,7 +105,8 @@ class KKT(Operator):
         """Return a `Linearized`."""
         xy, *θ = operands
         P, q, A, l, u, _ = self.params.unflatten(θ)
-        return Linearized(Program(P, q, A, l, u), xy[: q.size], xy[q.size :], self.smoothing)
+        point = Point(Program(P, q, A, l, u), xy[: q.size], xy[q.size :])
+        return Linearized(point, self.smoothing)
 
     def apply(self, operands, v, *, transposed):
         """Multiply by SciPy."""
@@ -147,7 +137,7 @@ class State:
         # What the point is like is seen without smoothing.
         exact = State(J.exact) if J.smoothing else None
         self.exact: State = exact or self
-        regularity = exact.regularity if exact else Regularity.of(J, self.factored)
+        regularity = exact.regularity if exact else Regularity.of(J.point, self.factored)
         self.regularity: Regularity = regularity
         self.nbytes = self.factored.nbytes * (2 if exact else 1)
 
@@ -203,25 +193,25 @@ class ActiveSet(Solver):
 
 
 def _right_hand_side(J: Linearized, rhs: np.ndarray, transposed: bool) -> np.ndarray:
-    n, D = J.x.size, J.D
+    n, D = J.program.q.size, J.D
     S, r = np.sqrt(1.0 - D), rhs[n:]
     if transposed:
         return np.concatenate([rhs[:n], S * r])
     moved = D * r
     K_rhs = np.concatenate([rhs[:n], S * (r + moved)])
     if moved.any():
-        K_rhs[:n] += (J.program.B @ np.concatenate([np.zeros(n), moved]))[:n]
+        K_rhs[:n] += J.program.product(np.concatenate([np.zeros(n), moved]))[:n]
     return K_rhs
 
 
 def _solution(J: Linearized, v: np.ndarray, rhs: np.ndarray, transposed: bool) -> np.ndarray:
-    n, D = J.x.size, J.D
+    n, D = J.program.q.size, J.D
     S, x, w, r = np.sqrt(1.0 - D), v[:n], v[n:], rhs[n:]
     if not transposed:
         return np.concatenate([x, S * w - D * r])
     active = D < 0.5
     y = np.where(active, w, 0.0) / np.where(active, S, 1.0)
     if not active.all():
-        z = (J.program.B @ np.concatenate([x, np.zeros_like(r)]))[n:]
+        z = J.program.product(np.concatenate([x, np.zeros_like(r)]))[n:]
         y = np.where(active, y, (z - r) / np.where(active, 1.0, D))
     return np.concatenate([x, y])

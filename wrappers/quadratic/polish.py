@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .activity import Activity, Scales, activity_at
 from .kkt import CONSISTENT, Factored
-from .program import Program
+from .point import Activity, Point
 
 __all__ = ["Polished", "polish"]
 
@@ -31,50 +30,46 @@ class Polished:
     """The end of polishing.
 
     Attributes:
-        x: Solution.
-        y: Multipliers, zero where a constraint is inactive.
+        point: The solution; y is zero where a constraint is inactive.
         factored: K of the active set.
         repairs: How often the set was changed.
-        settled: Whether the set passed all tests; the others are of no use if not.
+        settled: Whether the set passed all tests; the point is of no use if not.
     """
 
-    x: np.ndarray
-    y: np.ndarray
+    point: Point
     factored: Factored
     repairs: int
     settled: bool
 
 
-def polish(program: Program, x: np.ndarray, y: np.ndarray) -> Polished:
-    """Solve on the active set of (x, y), and repair the set in a bounded number of rounds."""
+def polish(point: Point) -> Polished:
+    """Solve on the active set of a point, and repair the set in a bounded number of rounds."""
+    program, activity, seen = point.program, point.activity, set()
     n = program.structure.n
-    z = program.residual(x, y)[1]
-    activity = activity_at(program, z, y)
-    seen = set()
     for repairs in range(_ROUNDS):
         D = activity.inactive
         factored = Factored(program, D)
-        start = np.concatenate([x, np.where(D > 0, 0.0, y)])
-        r = np.concatenate([-program.q, activity.bound(program)])
+        bound = np.where(activity.lower, program.l, program.u)
+        r = np.concatenate([-program.q, np.where(D > 0, 0.0, bound)])
+        start = np.concatenate([point.x, np.where(D > 0, 0.0, point.y)])
         v, left = factored.solve(r, start)
-        x, y = v[:n], np.where(D > 0, 0.0, v[n:])
-        z = program.residual(x, y)[1]
-        repaired = _repaired(program, activity, x, y, z)
-        if repaired.same(activity):
-            return Polished(x, y, factored, repairs, settled=left <= CONSISTENT)
+        if not np.isfinite(v).all():
+            break
+        point = Point(program, v[:n], np.where(D > 0, 0.0, v[n:]))
+        repaired = _repaired(point, activity)
+        if repaired.key == activity.key:
+            return Polished(point, factored, repairs, settled=left <= CONSISTENT)
         seen.add(activity.key)
-        if repaired.key in seen or not np.isfinite(v).all():
+        if repaired.key in seen:
             break  # it goes in circles
         activity = repaired
-    return Polished(x, y, factored, repairs, settled=False)
+    return Polished(point, factored, repairs, settled=False)
 
 
-def _repaired(
-    program: Program, activity: Activity, x: np.ndarray, y: np.ndarray, z: np.ndarray
-) -> Activity:
-    scales = Scales(program, x, y, z)
-    slack, sign = _FEASIBLE * scales.slack, _FEASIBLE * scales.multiplier
-    equality, inactive = program.l == program.u, activity.inactive > 0
+def _repaired(point: Point, activity: Activity) -> Activity:
+    program, y, z = point.program, point.y, point.z
+    slack, sign = _FEASIBLE * point.slack_scale, _FEASIBLE * point.multiplier_scale
+    equality, inactive = program.equality, activity.inactive > 0
     lower = (activity.lower & ((y <= sign) | equality)) | (inactive & (z < program.l - slack))
     upper = (activity.upper & ((y >= -sign) | equality)) | (inactive & (z > program.u + slack))
     return Activity(lower, upper)

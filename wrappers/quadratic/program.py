@@ -6,12 +6,12 @@ minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u        B = [ P  Aᵀ ]
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import InputError, Status
 
@@ -20,6 +20,9 @@ from .structure import Structure, pattern_of, structure_of
 __all__ = ["Program"]
 
 _SYMMETRIC = 1e-9  # of the largest entry of P
+_DENSE = 100  # size up to which a dense B is multiplied faster than a sparse one
+_UNBOUNDED = 1e15
+_ZERO = np.zeros(1)
 
 
 class Program:
@@ -71,24 +74,44 @@ class Program:
         return None
 
     @cached_property
+    def values(self) -> np.ndarray:
+        """The entries of B, on the pattern of K."""
+        return np.concatenate([self.P, self.A, _ZERO])[self.structure.K_source]
+
+    @property
     def B(self) -> Any:
         """B, of SciPy."""
+        return self.structure.K_csr(self.values)
+
+    @cached_property
+    def _multiplied(self) -> Any:
         s = self.structure
-        values = np.concatenate([self.P, self.A, [0.0]])[s.K_source]
         size = s.n + s.m
-        arrays = values, s.K_indices, s.K_indptr
-        return require("scipy.sparse").csr_array(arrays, shape=(size, size))
+        if size > _DENSE:
+            return self.B
+        dense = np.zeros((size, size))
+        dense[s.K_rows, s.K_indices] = self.values
+        return dense
+
+    def product(self, v: np.ndarray) -> np.ndarray:
+        """Return B v."""
+        return self._multiplied @ v
 
     @cached_property
     def norm(self) -> float:
         """‖B‖, Frobenius'."""
-        return float(np.sqrt(self.B.data @ self.B.data))
+        return math.sqrt(self.values.dot(self.values))
 
-    def residual(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return `P x + Aᵀ y + q` and `A x`."""
-        n = self.structure.n
-        product = self.B @ np.concatenate([x, y])
-        return product[:n] + self.q, product[n:]
+    @cached_property
+    def equality(self) -> np.ndarray:
+        """Which constraints are equalities, `(m,) bool`."""
+        return self.l == self.u
+
+    @cached_property
+    def bound_size(self) -> np.ndarray:
+        """The larger of |l| and |u|, where there is a bound at all."""
+        l, u = np.abs(self.l), np.abs(self.u)
+        return np.maximum(np.where(l < _UNBOUNDED, l, 0.0), np.where(u < _UNBOUNDED, u, 0.0))
 
     @cached_property
     def row_norms(self) -> np.ndarray:
@@ -97,4 +120,4 @@ class Program:
         start = s.K_indptr[s.n : -1]  # of rows of K; none is empty, for the diagonal is there
         if not s.m:
             return np.zeros(0)
-        return np.maximum.reduceat(np.abs(self.B.data), start)
+        return np.maximum.reduceat(np.abs(self.values), start)

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .activity import WEAK, Scales, margins
 from .kkt import CONSISTENT, Factored
+from .point import Point
 
 __all__ = ["Regularity"]
 
+# An inequality whose slack and multiplier are both below this is weakly active.
+_WEAK = 1e-6
 _COUNTED = 4_000_000  # entries up to which the rank of the active rows is found by their SVD
 
 
@@ -27,7 +29,7 @@ class Regularity:
     Attributes:
         margin: The smallest slack or multiplier of an inequality, relative to its scale; 1 if
             there is no inequality.
-        weak: How many inequalities have less than `WEAK` of both.
+        weak: How many inequalities have less than 1e-6 of both.
         dependent: How many active constraints depend on others (LICQ fails).
         unique: Whether x is unique.
         off: The largest residual of the optimality conditions, relative to its scale.
@@ -40,17 +42,13 @@ class Regularity:
     off: float
 
     @classmethod
-    def of(cls, J: Any, factored: Factored) -> Regularity:
-        """Examine a linearised program."""
-        program, x, y, z = J.program, J.x, J.y, J.z
-        scales = Scales(program, x, y, z)
-        margin = margins(program, J.activity, scales, y, z)
-        off = _off(J, scales)
+    def of(cls, point: Point, factored: Factored) -> Regularity:
+        """Examine a point, with K of its active set."""
+        active = factored.D < 0.5
+        margin, off = _margins(point, active), _off(point, active)
         # The point is known no better than its residual: what is closer than that may be a kink.
-        weak = int((margin < max(WEAK, off)).sum())
-        dependent, unique = 0, True
-        if factored.suspicious:
-            dependent, unique = _deficiency(J, factored)
+        weak = int((margin < max(_WEAK, off)).sum())
+        dependent, unique = _deficiency(factored) if factored.suspicious else (0, True)
         return cls(min(float(margin.min(initial=1.0)), 1.0), weak, dependent, unique, off)
 
     @property
@@ -64,7 +62,7 @@ class Regularity:
         if not self.unique:
             return "x is not unique"
         why = []
-        if self.off > WEAK:
+        if self.off > _WEAK:
             why.append(f"x and y solve the problem up to {self.off:.1e} only")
         if self.weak:
             why.append(
@@ -79,11 +77,19 @@ class Regularity:
         return " and ".join(why)
 
 
-def _off(J: Any, scales: Scales) -> float:
-    n, F = J.x.size, np.abs(J.F)
-    scale = np.where(J.activity.inactive > 0, scales.multiplier, scales.slack)
-    off = F / np.concatenate([np.full(n, scales.pull), scale])
-    return float(off.max(initial=0.0))
+def _margins(point: Point, active: np.ndarray) -> np.ndarray:
+    """Return how far each inequality is from becoming active or inactive; inf for equalities."""
+    program, z = point.program, point.z
+    slack = np.minimum(z - program.l, program.u - z) / point.slack_scale
+    margin = np.where(active, np.abs(point.y) / point.multiplier_scale, slack)
+    margin[program.equality] = np.inf
+    return margin
+
+
+def _off(point: Point, active: np.ndarray) -> float:
+    n, F = point.x.size, np.abs(point.F)
+    constraints = F[n:] / np.where(active, point.slack_scale, point.multiplier_scale)
+    return max(float(F[:n].max(initial=0.0)) / point.pull, float(constraints.max(initial=0.0)))
 
 
 def _plural(count: int, noun: str) -> str:
@@ -95,15 +101,15 @@ def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
 
 
-def _deficiency(J: Any, factored: Factored) -> tuple[int, bool]:
+def _deficiency(factored: Factored) -> tuple[int, bool]:
     """Return how many active rows are dependent, and whether x is unique.
 
     K v = r with a random r has no solution if K is singular, and what is left over lies in the
     null space: its upper part moves x, its lower part shifts multipliers.
     """
-    program, D = J.program, J.D
+    program, active = factored.program, factored.D < 0.5
     n = program.structure.n
-    r = _random(D.size + n) * np.concatenate([np.ones(n), D < 0.5])
+    r = _random(active.size + n) * np.concatenate([np.ones(n), active])
     v, left = factored.solve(r)
     if left <= CONSISTENT:
         return 0, True
@@ -111,7 +117,7 @@ def _deficiency(J: Any, factored: Factored) -> tuple[int, bool]:
     size = CONSISTENT * float(np.linalg.norm(r))
     dependent = 0
     if defect[n:].max(initial=0.0) > size:
-        dependent = _dependent_rows(program, D < 0.5)
+        dependent = _dependent_rows(program, active)
     return dependent, bool(defect[:n].max(initial=0.0) <= size)
 
 

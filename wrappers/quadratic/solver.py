@@ -24,6 +24,7 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
 from .linearized import KKT, ActiveSet, Linearized, State
+from .point import Point
 from .polish import Polished, polish
 from .program import Program
 from .structure import is_triangle
@@ -108,7 +109,7 @@ class QuadraticSolver(Solver):
     def host_residual(self, x, params):
         """Return the optimality conditions as a vector."""
         P, q, A, l, u, _ = params
-        return Linearized(Program(P, q, A, l, u), *x, smoothing=0.0).F
+        return Point(Program(P, q, A, l, u), *x).F
 
     def abstract_eval(self, params):
         """Return the shapes of x and y."""
@@ -133,10 +134,10 @@ class QuadraticSolver(Solver):
             repairs = 0
             for outcome in itertools.chain([first], outcomes):
                 if outcome.x.size:  # an iterate, though it may have stopped at a limit
-                    polished = polish(program, outcome.x, outcome.y)
+                    polished = polish(Point(program, outcome.x, outcome.y))
                     repairs += polished.repairs
                     if polished.settled:
-                        return _polished(first, program, polished, repairs, self._smoothing)
+                        return _polished(first, polished, repairs, self._smoothing)
         if not usable:
             return Solution(None, first.status, _stats(first), message=first.message)
         unsettled = "not polished: the active set did not settle"
@@ -164,10 +165,8 @@ def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
     return {"iterations": outcome.iterations, **others}
 
 
-def _polished(
-    outcome: Outcome, program: Program, polished: Polished, repairs: int, smoothing: float
-) -> Solution:
-    J = Linearized(program, polished.x, polished.y, smoothing)
+def _polished(outcome: Outcome, polished: Polished, repairs: int, smoothing: float) -> Solution:
+    J = Linearized(polished.point, smoothing)
     # A weakly active constraint may be on the other side for the point that was found.
     same = not smoothing and np.array_equal(J.D, polished.factored.D)
     state = State(J, polished.factored if same else None)
@@ -175,12 +174,12 @@ def _polished(
 
 
 def _as_it_is(outcome: Outcome, program: Program, message: str, smoothing: float) -> Solution:
-    J = Linearized(program, outcome.x, outcome.y, smoothing)
+    J = Linearized(Point(program, outcome.x, outcome.y), smoothing)
     return _judged(J, State(J), _stats(outcome), message)
 
 
 def _judged(J: Linearized, state: State, stats: dict[str, float], message: str) -> Solution:
     if not state.exact.factored.convex:
         return Solution(None, Status.NOT_CONVEX, stats, message="what was found is a saddle")
-    value = J.x, J.y
+    value = J.point.x, J.point.y
     return Solution(value, Status.SUCCESS, stats | state.regularity.stats, state, message=message)

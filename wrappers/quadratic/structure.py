@@ -8,6 +8,7 @@ Everything here depends on the patterns of P and A only, and is found once for e
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -109,6 +110,18 @@ class Structure:
         self.P_indices = rows[keep]
         counts = np.bincount(columns[keep], minlength=self.n)
         self.P_indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+    @functools.cached_property
+    def _K(self) -> Any:
+        size = self.n + self.m
+        arrays = np.zeros(self.K_indices.size), self.K_indices, self.K_indptr
+        return require("scipy.sparse").csr_array(arrays, shape=(size, size))
+
+    def K_csr(self, values: np.ndarray) -> Any:
+        """Return a matrix on the pattern of K, of SciPy."""
+        matrix = copy.copy(self._K)  # SciPy's checks take ten times as long
+        matrix.data = values
+        return matrix
 
     def P_csc(self, upper: np.ndarray) -> Any:
         """Return the upper triangle of P, of SciPy."""

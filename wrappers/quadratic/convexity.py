@@ -1,0 +1,58 @@
+"""Whether a program is convex, for libraries that do not ask.
+
+P + δ diag(r) = L D Lᵀ,  r[i] the largest entry of row i        D > 0 if P is positive semidefinite
+
+δ is what OSQP lets pass for rounding, whose σ is added to a P with rows of the size of one.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from backsolve.adjoint.pool import Pool, Workspace
+
+from ..qdldl import LDL
+from .program import Program
+from .structure import Structure
+
+__all__ = ["is_convex"]
+
+_ROUNDING = 1e-6  # δ
+_EPS = 1e-14  # of the largest entry of P: a row may consist of nothing but rounding
+
+
+class _Factor(Workspace):
+    """QDLDL's factor of P, whose upper triangle is the first columns of that of K."""
+
+    def __init__(self, structure: Structure):
+        super().__init__()
+        s = structure
+        count = s.U_indptr[s.n]
+        # A diagonal entry that P lacks is a zero behind the others.
+        self.source = np.minimum(s.K_source[s.U_of_K[:count]], s.P_indices.size)
+        self.rows, self.columns = s.U_indices[:count], s.U_columns[:count]
+        self.diagonal = s.U_diagonal[: s.n]
+        self.ldl = LDL(self.rows, s.U_indptr[: s.n + 1])
+
+
+@functools.lru_cache(maxsize=64)
+def _pool(structure: Structure) -> Pool[_Factor]:
+    return Pool(lambda: _Factor(structure))
+
+
+def is_convex(program: Program) -> bool:
+    """Tell whether P is positive semidefinite, but for rounding."""
+    largest = np.abs(program.P).max(initial=0.0)
+    if largest == 0:
+        return True
+    factor = _pool(program.structure).acquire(program)
+    with factor.lock:
+        values = np.append(program.P, 0.0)[factor.source]
+        r = np.zeros(program.structure.n)
+        np.maximum.at(r, factor.rows, np.abs(values))
+        np.maximum.at(r, factor.columns, np.abs(values))
+        values[factor.diagonal] += _ROUNDING * r + _EPS * largest
+        D = factor.ldl.factor(values)
+    return D is not None and bool((D > 0).all())
