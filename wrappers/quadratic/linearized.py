@@ -135,11 +135,18 @@ class State:
     def __init__(self, J: Linearized, factored: Factored | None = None):
         self.factored = factored or Factored(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
-        exact = State(J.exact) if J.smoothing else None
-        self.exact: State = exact or self
-        regularity = exact.regularity if exact else Regularity.of(J.point, self.factored)
-        self.regularity: Regularity = regularity
-        self.nbytes = self.factored.nbytes * (2 if exact else 1)
+        self._exact = State(J.exact) if J.smoothing else None
+        self.regularity: Regularity
+        if self._exact is None:
+            self.regularity = Regularity.of(J.point, self.factored)
+        else:
+            self.regularity = self._exact.regularity
+        self.nbytes = self.factored.nbytes * (1 if self._exact is None else 2)
+
+    @property
+    def exact(self) -> State:
+        """That of the conditions that are not smoothed."""
+        return self if self._exact is None else self._exact
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Gradients of quadratic programs are right at OSQP's default tolerances, or flagged.
+
+`python tests/test_quadratic_accuracy.py 10,100,1000 15` runs seven classes at these sizes with 15
+seeds each and prints the confusion matrix; the tests run a part of that.
+"""
+
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quadratic_programs import CLASSES
+from quadratic_reference import central_difference, derivatives, tight
+
+import backsolve
+from backsolve import CSR, osqp
+
+TOLERANCE = 1e-6
+
+
+def as_csr(matrix):
+    return CSR(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
+
+
+def gradients(program, x_bar, y_bar, solve=osqp.solve):
+    """Return our derivatives as `quadratic_reference.derivatives` has them, and the record."""
+    P, q, A, l, u = program
+    matrices = as_csr(P), as_csr(A)
+
+    def loss(P_data, q, A_data, l, u):
+        P, A = (CSR.of(v, M.pattern) for v, M in zip((P_data, A_data), matrices, strict=True))
+        found = solve(P, q, A, l, u)
+        return x_bar @ found.x + y_bar @ found.y
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", backsolve.UntrustedGradientWarning)
+        with backsolve.record() as log:
+            found = jax.grad(loss, (0, 1, 2, 3, 4))(*map(jnp.asarray, (P.data, q, A.data, l, u)))
+    P_bar, q_bar, A_bar, l_bar, u_bar = map(np.asarray, found)
+    return {"P": P_bar, "q": q_bar, "A": A_bar, "b": l_bar + u_bar}, log
+
+
+def errors(ours, theirs, scale):
+    """Return the relative error of each; of one that vanishes, relative to the cotangents."""
+    return {
+        k: np.linalg.norm(ours[k] - theirs[k])
+        / max(np.linalg.norm(theirs[k]), 1e-6 * scale, 1e-300)
+        for k in theirs
+    }
+
+
+def compared(name, n, seed, solve=osqp.solve):
+    """Return the largest relative error, whether it is trusted, and whether a derivative exists."""
+    program = CLASSES[name](n, seed)
+    rng = np.random.default_rng([seed, n])
+    x_bar, y_bar = rng.standard_normal(program[1].size), rng.standard_normal(program[3].size)
+    reference = tight(*program)
+    smooth = reference.solved and margin(program, reference) > 1e-6
+    ours, log = gradients(program, x_bar, y_bar, solve)
+    try:
+        theirs = derivatives(program, reference, x_bar, y_bar)
+    except RuntimeError:  # dependent constraints
+        return np.inf, log.trusted, False, log
+    size = max(np.linalg.norm(v) for v in theirs.values())
+    if not size < 1e8 * np.linalg.norm(x_bar):
+        smooth = False
+    worst = max(errors(ours, theirs, np.linalg.norm(x_bar)).values())
+    return worst, log.trusted, smooth, log
+
+
+def margin(program, reference):
+    """Return the smallest slack or multiplier of an inequality, relative to the largest ones."""
+    *_, A, l, u = program
+    z, inequality = A @ reference.x, l != u
+    slack = np.minimum(z - l, u - z) / (1 + np.abs(z))
+    multiplier = np.abs(reference.y) / (1e-300 + np.abs(reference.y).max(initial=0.0))
+    return np.where(reference.active, multiplier, slack)[inequality].min(initial=1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [10, 60])
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_at_default_tolerances(name, n, seed):
+    error, trusted, smooth, _ = compared(name, n, seed)
+    assert trusted or not smooth
+    assert error <= TOLERANCE or not trusted
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_of_larger_programs(name):
+    error, trusted, smooth, _ = compared(name, 300, 7)
+    assert trusted or not smooth
+    assert error <= TOLERANCE or not trusted
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_agree_with_differences(name):
+    program = CLASSES[name](12, 3)
+    P, q, A, l, _ = program
+    rng = np.random.default_rng(3)
+    x_bar, y_bar = rng.standard_normal(q.size), rng.standard_normal(l.size)
+    Ṗ, Ȧ = P.copy(), A.copy()
+    Ṗ.data, Ȧ.data = (rng.standard_normal(M.nnz) for M in (P, A))
+    Ṗ = 0.5 * (Ṗ + Ṗ.T)
+    q̇, ḃ = rng.standard_normal(q.size), rng.standard_normal(l.size)
+    direction = Ṗ, q̇, Ȧ, ḃ, ḃ
+    ours, log = gradients(program, x_bar, y_bar)
+    expected = central_difference(program, direction, x_bar, y_bar, 1e-5)
+    assert Ṗ.tocsr().nnz == P.nnz
+    got = ours["P"] @ Ṗ.tocsr().data + ours["q"] @ q̇ + ours["A"] @ Ȧ.data + ours["b"] @ ḃ
+    assert log.trusted
+    assert abs(got - expected) <= 1e-5 * abs(expected)
+
+
+def main(sizes, seeds):
+    counts = {"right": 0, "flagged": 0, "false alarm": 0, "not smooth, flagged": 0, "miss": 0}
+    for name in CLASSES:
+        for n in sizes:
+            for seed in range(seeds):
+                error, trusted, smooth, log = compared(name, n, seed)
+                if trusted:
+                    kind = "right" if error <= TOLERANCE else "miss"
+                else:
+                    kind = "not smooth, flagged"
+                    if smooth:
+                        kind = "false alarm" if error <= 1e-4 else "flagged"
+                counts[kind] += 1
+                if kind not in ("right", "not smooth, flagged") or (trusted and not smooth):
+                    print(
+                        name,
+                        n,
+                        seed,
+                        kind,
+                        f"error {error:.1e}",
+                        smooth,
+                        log[-1].doubt,
+                        log[0].message,
+                        flush=True,
+                    )
+        print(name, counts, flush=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main([int(n) for n in sys.argv[1].split(",")], int(sys.argv[2]))
