@@ -1,10 +1,10 @@
 # `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help environment petsc demo test test-petsc lint bench clean
+.PHONY: help environment petsc demo test test-petsc lint bench bench-peers clean
 BIN := .venv/bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 environment: ## make .venv and install backsolve and the tools into it
 	@docker/bootstrap.sh main
@@ -41,9 +41,14 @@ bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmar
 	    -o python_files="bench_*.py test_*.py" -o timeout=0 -s \
 	    --benchmark-json=tests/benchmarks/results/latest.json
 
+bench-peers: ## quadratic programs by backsolve and by other packages, in .venv-peers; an hour or two
+	@docker/bootstrap.sh peers
+	@echo "==> tests/benchmarks/bench_quadratic.py"
+	@.venv-peers/bin/python tests/benchmarks/bench_quadratic.py
+
 clean: ## remove the environments, caches and build products
 	@echo "==> clean"
-	@rm -rf .venv .venv-oldest .venv-newest build dist src/backsolve.egg-info \
+	@rm -rf .venv .venv-oldest .venv-newest .venv-peers build dist src/backsolve.egg-info \
 	    .benchmarks .hypothesis .import_linter_cache .pytest_cache .ruff_cache \
 	    examples/output tests/benchmarks/results/*.json
 	@find . -path ./.git -prune -o -name __pycache__ -prune -exec rm -rf {} +

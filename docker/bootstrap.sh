@@ -7,6 +7,7 @@
 #                                      pyproject.toml admits, in .venv-oldest, and with the newest,
 #                                      in .venv-newest, where the Python of .venv is too old for it
 #   docker/bootstrap.sh petsc-versions  run those marked petsc in .venv-oldest, with the oldest PETSc
+#   docker/bootstrap.sh peers          make .venv-peers: backsolve, and the packages it is compared with
 #
 # PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
 # BACKSOLVE_WHEELS the folder that keeps what was compiled. A step that is up to date is skipped.
@@ -170,6 +171,9 @@ petsc_versions() {
     .venv-oldest/bin/pytest -q -p no:cacheprovider tests/test_petsc_packages.py
 }
 
+# These versions work together; newer ones of JAX are untried with them.
+PEERS=(cvxpylayers==1.2.0 diffcp==1.1.9 jaxopt==0.8.5 qpax==0.1.4 jax==0.10.2 jaxlib==0.10.2)
+
 case ${1:-} in
     main)
         python=$(main_python)
@@ -182,5 +186,9 @@ case ${1:-} in
         ;;
     jax-versions) jax_versions ;;
     petsc-versions) petsc_versions ;;
+    peers)
+        python=$(main_python)
+        environment .venv-peers "$python" test "${PEERS[@]}"
+        ;;
     *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac
