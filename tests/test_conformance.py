@@ -21,7 +21,7 @@ from backsolve.wrappers.petsc.ksp import KSP
 from backsolve.wrappers.petsc.snes import SNES
 from backsolve.wrappers.superlu import SuperLU
 
-EXPECTED = {"osqp", "krylov", "lapack", "lapack.lstsq", "superlu"}
+EXPECTED = {"clarabel", "osqp", "krylov", "lapack", "lapack.lstsq", "superlu"}
 PETSC = {"petsc.ksp", "petsc.snes"}  # absent from some environments
 
 

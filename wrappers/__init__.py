@@ -3,6 +3,7 @@
 No library is imported before it is used.
 """
 
+from . import clarabel as clarabel
 from . import krylov as krylov
 from . import lapack as lapack
 from . import osqp as osqp
@@ -10,4 +11,4 @@ from . import petsc as petsc
 from . import sparsity as sparsity
 from . import superlu as superlu
 
-__all__ = ["krylov", "lapack", "osqp", "petsc", "sparsity", "superlu"]
+__all__ = ["clarabel", "krylov", "lapack", "osqp", "petsc", "sparsity", "superlu"]

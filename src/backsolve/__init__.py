@@ -22,7 +22,14 @@ from .adjoint.status import (
     UntrustedGradientError,
     UntrustedGradientWarning,
 )
-from .wrappers import krylov, lapack, osqp, petsc, superlu  # registers them; imports no library
+from .wrappers import (  # registers them; imports no library
+    clarabel,
+    krylov,
+    lapack,
+    osqp,
+    petsc,
+    superlu,
+)
 
 __version__ = _version("backsolve")
 
@@ -49,6 +56,7 @@ __all__ = [
     "available_solvers",
     "certify",
     "check_solver",
+    "clarabel",
     "custom_fixed_point",
     "custom_root",
     "implicit",

@@ -19,7 +19,7 @@ from .structure import Structure
 
 __all__ = ["is_convex"]
 
-_ROUNDING = 1e-9  # δ
+_ROUNDING = 1e-6  # δ
 _EPS = 1e-14  # of the largest entry of P: a row may consist of nothing but rounding
 
 

@@ -1,0 +1,143 @@
+"""The solver, and the public function.
+
+Quirks: Clarabel does not ask whether P is positive semidefinite, and calls some saddles and local
+minima solved. An object that is given other numbers keeps the scaling of its first ones, so that
+results depend on what was solved before, and to make one anew takes a small part of a solve: every
+solve does. There is no warm start. `solve` releases Python's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.registry import register, require
+from backsolve.adjoint.status import Status
+
+from ..quadratic.convexity import is_convex
+from ..quadratic.interface import QPSolution, checked_options, policy_among, solve_program
+from ..quadratic.program import Program
+from ..quadratic.solver import Outcome, QuadraticSolver
+from .rows import rows_of
+from .settings import Settings, as_settings, native
+
+__all__ = ["Clarabel", "solve"]
+
+_TOLERANCES = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+_TIGHTER = 1e-4  # by what they are multiplied where the active set does not settle
+_STATUS = {
+    "Solved": Status.SUCCESS,
+    "AlmostSolved": Status.MAX_ITERATIONS,
+    "PrimalInfeasible": Status.INFEASIBLE,
+    "AlmostPrimalInfeasible": Status.INFEASIBLE,
+    "DualInfeasible": Status.UNBOUNDED,
+    "AlmostDualInfeasible": Status.UNBOUNDED,
+    "MaxIterations": Status.MAX_ITERATIONS,
+    "MaxTime": Status.TIME_LIMIT,
+    "NumericalError": Status.DIVERGED,
+    "InsufficientProgress": Status.DIVERGED,
+}
+
+
+@register("clarabel", requires="clarabel")
+@dataclass(frozen=True)
+class Clarabel(QuadraticSolver):
+    """Clarabel; params are `(P, q, A, l, u, None)`.
+
+    Args:
+        polish: Whether x and y are solved for on the active set that Clarabel found.
+        degenerate: What a derivative is where there is none.
+        settings: Clarabel's settings by their own names; `verbose` is off unless it is set.
+    """
+
+    settings: Settings | Mapping[str, Any] = ()
+
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "qdldl", "clarabel")
+
+    def __post_init__(self):
+        if isinstance(self.settings, Mapping):
+            object.__setattr__(self, "settings", as_settings(self.settings))
+
+    def outcomes(self, program, start):
+        """Solve, and once more with tighter tolerances when asked for more."""
+        if not is_convex(program):
+            nothing = np.zeros(0)
+            yield Outcome(Status.NOT_CONVEX, "P has a negative eigenvalue", nothing, nothing, 0)
+            return
+        settings = native(self.settings)  # type: ignore[arg-type]
+        yield _solve(program, settings)
+        for name in _TOLERANCES:
+            setattr(settings, name, _TIGHTER * getattr(settings, name))
+        yield _solve(program, settings)
+
+
+def _solve(program: Program, settings: Any) -> Outcome:
+    rows, P = rows_of(program), program.structure.P_csc(program.P)
+    numbers = P, program.q, rows.A(program), rows.b(program), rows.cones()
+    found = require("clarabel").DefaultSolver(*numbers, settings).solve()
+    name = str(found.status)
+    return Outcome(
+        status=_STATUS.get(name, Status.UNKNOWN),
+        message=name,
+        x=np.array(found.x),
+        y=rows.y(found.z),
+        iterations=int(found.iterations),
+        inaccurate=name == "AlmostSolved",
+    )
+
+
+def solve(
+    P: Any,
+    q: Any,
+    A: Any,
+    l: Any,
+    u: Any,
+    *,
+    polish: bool = True,
+    degenerate: str = "raise",
+    **settings: Any,
+) -> QPSolution:
+    """Solve `minimise ½ xᵀP x + qᵀx subject to l ≤ A x ≤ u` with Clarabel, differentiably.
+
+        P x + q + Aᵀ y = 0        A x − Π(A x + y) = 0,  Π onto [l, u]
+
+    x and y are solved for exactly on the active set that Clarabel found, and the set is repaired
+    where that shows it to be wrong; the derivative is that of the value. It exists in all of P, q,
+    A, l and u, of x and of y, where no constraint is weakly active and the active ones are
+    independent; the verdict says where not. There is no warm start.
+
+    Args:
+        P: `(n, n)` symmetric positive semidefinite: dense, `backsolve.CSR`, JAX `BCOO` or `BCSR`,
+            or SciPy sparse; a sparse one may be the upper triangle alone. Its gradient is
+            symmetric if both triangles are given.
+        q: `(n,)`.
+        A: `(m, n)`, like P.
+        l: `(m,)`, −inf where there is no bound; from −1e20 on there is none.
+        u: `(m,)`, inf where there is no bound; from 1e20 on there is none.
+        polish: False for Clarabel's own iterate, which the verdict judges as it is.
+        degenerate: What a derivative is where the linearised conditions have no solution:
+            `"raise"` an error, as `on_failure` says; `"nan"`; `"lstsq"`, the shortest one that
+            comes closest; or `"smoothed"`, that of a problem whose kinks are rounded by 1e-3
+            everywhere. All but the first come with a warning, as `on_untrusted` says.
+        **settings: Clarabel's settings by their own names and with their own defaults, but for
+            `verbose`, which is off; and fields of `backsolve.Policy` for this call.
+
+    Returns:
+        A `QPSolution` with x, y, status and iterations.
+
+    Raises:
+        InputError: On a wrong shape, type, pattern or setting, or an asymmetric P.
+        SolverError: If the problem is infeasible, unbounded or not convex, or Clarabel stops
+            before it is solved.
+        SolverNotFound: If Clarabel is not installed.
+
+    Source: P. Goulart and Y. Chen, "Clarabel: an interior-point solver for conic programs with
+    quadratic objectives", arXiv:2405.12762 (2024).
+    """
+    policy, settings = policy_among(settings)
+    options = checked_options(polish, degenerate)
+    solver = Clarabel(*options, as_settings(settings))
+    return solve_program(solver, P, q, A, l, u, None, policy)
