@@ -1,0 +1,178 @@
+"""Other packages that differentiate quadratic programs, each as it is best called.
+
+A peer takes a program `(P, q, A, l, u)` and g, does once what can be done once, and returns a
+function of q that solves anew and returns d(gᵀx)/dq; it computes the derivatives in P, A, l and u
+as well where the package has them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+__all__ = ["PEERS", "Peer"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to call a package.
+
+    Attributes:
+        name: What the table calls it.
+        package: What must be installed.
+        make: Takes a program and g, returns the function of q.
+        dense: Whether it makes matrices dense, or factors them as such.
+    """
+
+    name: str
+    package: str
+    make: Callable
+    dense: bool = False
+
+
+def _halves(program):
+    """Return E, b, G, h of E x = b and G x ≤ h."""
+    _, _, A, l, u = program
+    equal = l == u
+    up, low = np.isfinite(u) & ~equal, np.isfinite(l) & ~equal
+    return A[equal], u[equal], sp.vstack([A[up], -A[low]]), np.concatenate([u[up], -l[low]])
+
+
+def _root(P):
+    """Return R with RᵀR = P, without rows of zeros."""
+    d = P.diagonal()
+    if P.nnz == np.count_nonzero(d):
+        return sp.diags_array(np.sqrt(d), format="csr")[d > 0]
+    return sp.csr_array(np.linalg.cholesky(P.toarray()).T)
+
+
+def _jitted(loss, arguments, which):
+    """Return the function of q, which is the argument of that number; all are differentiated."""
+    arguments = [jnp.asarray(a) for a in arguments]
+    gradient = jax.jit(jax.grad(loss, argnums=tuple(range(len(arguments)))))
+
+    def call(q):
+        arguments[which] = jnp.asarray(q)
+        return np.asarray(jax.block_until_ready(gradient(*arguments))[which])
+
+    return call
+
+
+def osqp_itself(program, g, eps):
+    """OSQP's own derivative, of one object that gets another q and starts from zero."""
+    import osqp
+
+    P, q, A, l, u = program
+    solver, g = osqp.OSQP(), np.ascontiguousarray(g)
+    options = {"eps_abs": eps, "eps_rel": eps, "max_iter": 100_000, "verbose": False}
+    solver.setup(sp.csc_matrix(sp.triu(P)), q, sp.csc_matrix(A), l, u, **options)
+    origin = np.zeros(q.size), np.zeros(l.size)
+
+    def call(q):
+        solver.update(q=q)
+        solver.warm_start(*origin)
+        solver.solve(raise_error=False)
+        solver.adjoint_derivative_compute(dx=g)
+        solver.adjoint_derivative_get_mat(as_dense=False)
+        return solver.adjoint_derivative_get_vec()[0]
+
+    return call
+
+
+def cvxpylayers(program, g):
+    """A layer with the parameter q, by diffcp and Clarabel; it cannot be jitted."""
+    import cvxpy as cp
+    from cvxpylayers.jax import CvxpyLayer
+
+    E, b, G, h = _halves(program)
+    x, q = cp.Variable(program[1].size), cp.Parameter(program[1].size)
+    constraints = [E @ x == b] * (b.size > 0) + [G @ x <= h] * (h.size > 0)
+    objective = cp.Minimize(0.5 * cp.sum_squares(_root(program[0]) @ x) + q @ x)
+    layer = CvxpyLayer(
+        cp.Problem(objective, constraints), [q], [x], solver_args={"solve_method": "Clarabel"}
+    )
+    gradient = jax.grad(lambda q: g @ layer(q)[0])
+    return lambda q: np.asarray(gradient(jnp.asarray(q)))
+
+
+def diffcp(program, g, mode):
+    """The cone program in (x, t) with ½‖R x‖² ≤ t, by Clarabel."""
+    import diffcp
+
+    E, b, G, h = _halves(program)
+    R = _root(program[0])
+    # (1 + t, 1 − t, √2 R x) lies in the second-order cone.
+    t = np.array([[1.0]])
+    K = sp.block_array([[E, None], [G, None], [None, -t], [None, t], [-np.sqrt(2) * R, None]])
+    K, right = sp.csc_matrix(K), np.concatenate([b, h, [1, 1], np.zeros(R.shape[0])])
+    cones = {"z": b.size, "l": h.size, "q": [2 + R.shape[0]]}
+    cones = {name: size for name, size in cones.items() if size}
+    zeros = np.zeros(right.size)
+
+    def call(q):
+        c = np.append(q, 1.0)
+        *_, adjoint = diffcp.solve_and_derivative(
+            K, right, c, cones, mode=mode, solve_method="Clarabel"
+        )
+        return adjoint(np.append(g, 0.0), zeros, zeros)[2][:-1]
+
+    return call
+
+
+def jaxopt_osqp(program, g):
+    """jaxopt's OSQP in E x = b and G x ≤ h."""
+    import jaxopt
+
+    E, b, G, h = _halves(program)
+    solver = jaxopt.OSQP(tol=1e-6)
+    parts = {"params_eq": (E.toarray(), b), "params_ineq": (G.toarray(), h)}
+    parts = {name: pair for name, pair in parts.items() if pair[1].size}
+
+    def loss(P, q, *rest):
+        pairs = dict(zip(parts, zip(rest[::2], rest[1::2], strict=True), strict=True))
+        return g @ solver.run(None, params_obj=(P, q), **pairs).params.primal
+
+    rest = [array for pair in parts.values() for array in pair]
+    return _jitted(loss, [program[0].toarray(), program[1], *rest], 1)
+
+
+def jaxopt_box(program, g):
+    """jaxopt's BoxOSQP in l ≤ A x ≤ u."""
+    import jaxopt
+
+    P, q, A, l, u = program
+    solver = jaxopt.BoxOSQP(tol=1e-6)
+
+    def loss(P, q, A, l, u):
+        found = solver.run(None, params_obj=(P, q), params_eq=A, params_ineq=(l, u))
+        return g @ found.params.primal[0]
+
+    return _jitted(loss, [P.toarray(), q, A.toarray(), l, u], 1)
+
+
+def qpax(program, g):
+    """The interior-point method of qpax, its derivative as little relaxed as its value."""
+    import qpax
+
+    E, b, G, h = _halves(program)
+
+    def loss(P, q, E, b, G, h):
+        return g @ qpax.solve_qp_primal(P, q, E, b, G, h, solver_tol=1e-8, target_kappa=1e-8)
+
+    return _jitted(loss, [program[0].toarray(), program[1], E.toarray(), b, G.toarray(), h], 1)
+
+
+PEERS = (
+    Peer("OSQP's own, 1e-3", "osqp", partial(osqp_itself, eps=1e-3)),
+    Peer("OSQP's own, 1e-6", "osqp", partial(osqp_itself, eps=1e-6)),
+    Peer("cvxpylayers", "cvxpylayers", cvxpylayers),
+    Peer("diffcp, lsqr", "diffcp", partial(diffcp, mode="lsqr")),
+    Peer("diffcp, dense", "diffcp", partial(diffcp, mode="dense"), dense=True),
+    Peer("jaxopt.OSQP", "jaxopt", jaxopt_osqp, dense=True),
+    Peer("jaxopt.BoxOSQP", "jaxopt", jaxopt_box, dense=True),
+    Peer("qpax", "qpax", qpax, dense=True),
+)
