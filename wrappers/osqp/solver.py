@@ -37,8 +37,9 @@ class OSQP(QuadraticSolver):
 
     def outcomes(self, program, start):
         """Solve, and go on to tighter tolerances when asked for more."""
+        settings: Settings = self.settings  # type: ignore[assignment]
         try:
-            with borrowed(program, start, self.settings) as workspace:  # type: ignore[arg-type]
+            with borrowed(program, start, settings, rescale=not self.polish) as workspace:
                 yield from workspace.outcomes()
         except SetupFailed as failed:
             yield failed.outcome

@@ -1,8 +1,9 @@
 """OSQP's solver objects: set up once for each structure and settings, then given new numbers.
 
 Quirks: an object remembers its last solution, and the step size ρ that it has adapted to; both are
-put back, so that a result depends on its arguments only. `update` swallows error codes and leaves
-garbage behind, so the object underneath is asked. After a failure x is 2.14e9, or the last
+put back, so that a result depends on its arguments only. Its scaling is that of the q that came
+with the last matrices: of a polished result that moves no digit. `update` swallows error codes and
+leaves garbage behind, so the object underneath is asked. After a failure x is 2.14e9, or the last
 iterate. `solve` releases Python's lock, `setup` and `update` do not.
 """
 
@@ -119,11 +120,12 @@ class Workspace:
         self._rho = float(self.osqp.settings.rho)
         self._adapted = False
 
-    def load(self, program: Program, start: Any) -> None:
+    def load(self, program: Program, start: Any, *, rescale: bool) -> None:
         """Give the object the numbers of a program, and where to start from."""
         s = program.structure
         update_vectors(self.osqp, program)
-        if not (np.array_equal(program.P, self._P) and np.array_equal(program.A, self._A)):
+        same = np.array_equal(program.P, self._P) and np.array_equal(program.A, self._A)
+        if rescale or not same:
             update_matrices(self.osqp, program)
             self._P, self._A = program.P, program.A
         if self._adapted:
@@ -176,8 +178,16 @@ def _idle(structure: Structure, settings: Settings) -> collections.deque[Workspa
 
 
 @contextlib.contextmanager
-def borrowed(program: Program, start: Any, settings: Settings) -> Iterator[Workspace]:
+def borrowed(
+    program: Program, start: Any, settings: Settings, *, rescale: bool
+) -> Iterator[Workspace]:
     """Lend an object that is loaded with a program to one thread.
+
+    Args:
+        program: The program.
+        start: Where to start from, or None.
+        settings: OSQP's.
+        rescale: Whether the object's scaling may not be that of an earlier q.
 
     Raises:
         SetupFailed: If OSQP refuses the numbers.
@@ -187,7 +197,7 @@ def borrowed(program: Program, start: Any, settings: Settings) -> Iterator[Works
         workspace = idle.pop()
     except IndexError:
         workspace = Workspace(program, settings)
-    workspace.load(program, start)
+    workspace.load(program, start, rescale=rescale)
     try:
         yield workspace
     except GeneratorExit:  # no further outcome is wanted
