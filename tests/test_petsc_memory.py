@@ -1,7 +1,9 @@
 """PETSc over thousands of solves, in several threads, and at the end of the interpreter."""
 
+import atexit
 import gc
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from backsolve import CSR, petsc
+from backsolve import CSR, InputError, petsc
 from backsolve.adjoint.store import store
 
 LU = {"ksp_type": "preonly", "pc_type": "lu"}
@@ -253,9 +255,45 @@ def unfinished():
     return len(KEPT)
 
 
+def say_what_is_left():
+    from petsc4py import PETSc
+
+    left = [o for o in gc.get_objects() if isinstance(o, PETSc.Object) and o.handle]
+    if left:
+        print("alive at the end of PETSc:", *map(type, left), file=sys.stderr)
+
+
+def nothing_left():
+    """Leave solvers behind of every kind, and what they were before an error."""
+    atexit.register(say_what_is_left)  # before PETSc starts: runs when it is closed
+    pattern, data = system(40)
+    A, b = CSR.of(data, pattern), np.ones(40)
+
+    def F(x, θ):
+        return A @ x + 0.1 * x**3 - θ
+
+    for form in ("dense", "sparse", "matrix-free"):
+        KEPT.append(jax.vjp(lambda b: petsc.snes(F, b, b, jacobian=form), b))  # noqa: B023
+    for matrix in (A, A.todense(), lambda v: A @ v):
+        for options in ({"pc_type": "none", "ksp_rtol": 1e-10}, {"pc_type": "nonesuch"}):
+            try:
+                KEPT.append(jax.vjp(lambda b: petsc.ksp(matrix, b, options), b))  # noqa: B023
+            except InputError as error:
+                assert "nonesuch" in str(error)
+    KEPT.append(jax.vjp(solve_with("gmres-sor", pattern), jnp.asarray(data), b)[1](b))
+    return len(KEPT)
+
+
+@pytest.mark.petsc
+def test_nothing_of_petsc_outlives_it(to_the_end):
+    assert to_the_end(nothing_left) == 7
+
+
+@pytest.mark.petsc
 def test_the_interpreter_ends_with_factorisations_alive(to_the_end):
     assert to_the_end(alive) < 1e-7
 
 
+@pytest.mark.petsc
 def test_the_interpreter_ends_with_solves_in_flight(to_the_end):
     assert to_the_end(unfinished) == 20

@@ -1,8 +1,8 @@
 """PETSc, through petsc4py: linear systems by KSP, nonlinear ones by SNES.
 
 Quirks, each handled in the file that is named: option lifetimes (`options`), transposed solves that
-lie or poison (`transpose`), one thread at a time and the order of destruction (`library`), values
-that are replaced in place (`matrices`, `workspace`), reasons (`reasons`).
+lie or poison (`transpose`), one thread at a time (`library`), the order of destruction (`owner`),
+values that are replaced in place (`matrices`, `workspace`), reasons (`reasons`).
 """
 
 from .existing_ksp import from_ksp as from_ksp

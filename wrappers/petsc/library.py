@@ -2,8 +2,7 @@
 
 Quirks: importing petsc4py starts MPI, for one thread unless mpi4py was imported before. PETSc is
 not thread-safe, and a solve that calls back into Python lets other threads run: hence one lock for
-the process. Objects may not be destroyed while another thread is inside, so garbage is collected
-at the next entry.
+the process.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import atexit
 import contextlib
 import functools
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,11 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 
-__all__ = ["abandon", "at_exit", "discard", "entered", "petsc"]
+from .owner import destroy_all, empty
+
+__all__ = ["entered", "petsc"]
 
 _lock = threading.RLock()
-_garbage: deque[Any] = deque()
-_closing: list[Callable[[], None]] = []
 _closed = False
 
 
@@ -65,38 +63,12 @@ def entered() -> Iterator[Any]:
         PETSc = petsc()  # started by one thread while the others wait
         if _closed:
             raise InputError("PETSc is closed: the interpreter is shutting down")
-        _empty()
+        empty()
         yield PETSc
-
-
-def discard(*objects: Any, _garbage: deque[Any] = _garbage) -> None:
-    """Have PETSc objects destroyed at the next entry; may be called by the garbage collector."""
-    _garbage.extend(objects)
-
-
-def abandon(*objects: Any) -> None:
-    """Have PETSc objects never destroyed, since an error was raised in the midst of their use.
-
-    It leaves vectors locked and parts half replaced: to destroy them may end the process.
-    """
-    for part in objects:
-        part.incRef()
-
-
-def _empty() -> None:
-    while _garbage:
-        _garbage.popleft().destroy()
-
-
-def at_exit(release: Callable[[], None]) -> None:
-    """Call a function before PETSc is finalised: it must let go of all PETSc objects."""
-    _closing.append(release)
 
 
 def _close() -> None:
     global _closed
     with _lock:
         _closed = True
-        for release in _closing:
-            release()
-        _empty()
+        destroy_all()

@@ -12,7 +12,6 @@ import numpy as np
 from backsolve.adjoint.operators import HostOperator
 from backsolve.adjoint.sparse import CSR
 
-from .library import at_exit
 from .options import Options
 from .workspace import Lease, OwnWorkspace, Workspace
 
@@ -87,7 +86,6 @@ class Pool:
 
 _pools: OrderedDict[Hashable, Pool] = OrderedDict()
 _POOLS = 16  # kinds of problems whose workspaces are kept
-at_exit(_pools.clear)
 
 
 def pool_of(PETSc: Any, J: Any, options: Options, adjoint: Options, *, checked: bool) -> Pool:

@@ -26,9 +26,10 @@ from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 
 from .ksp import KSP
-from .library import abandon, at_exit, discard, entered
+from .library import entered
 from .matrices import create, replace
 from .options import Database, Options, as_options, said, translated
+from .owner import Owner
 from .reasons import snes_ended, status_of_error
 
 __all__ = ["SNES", "snes"]
@@ -140,8 +141,10 @@ def _flat(solver: SNES, params: Any) -> FlatResidual:
     return FlatResidual(solver, tree, Tree.of(solver.abstract_eval(tree.abstract())))
 
 
-class _Newton:
+class _Newton(Owner):
     """A SNES for one residual and one structure of θ."""
+
+    owns = ("_snes", "_P", "_A", "_x")
 
     def __init__(self, PETSc: Any, flat: FlatResidual):
         self._PETSc, self._flat, self._functions = PETSc, flat, _functions(flat)
@@ -177,7 +180,7 @@ class _Newton:
         try:
             return self._solve(params)
         except BaseException:  # of PETSc or of F: the SNES may be in any state
-            abandon(*self._parts())
+            self.abandon()
             _newtons.pop(self._flat, None)
             raise
 
@@ -204,18 +207,9 @@ class _Newton:
         if A.handle != P.handle:  # -snes_mf_operator
             A.assemble()
 
-    def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
-        discard(*self._parts())
-
-    def _parts(self) -> list[Any]:
-        names = ("_snes", "_P", "_A", "_x")
-        parts = [getattr(self, name) for name in names if hasattr(self, name)]
-        return list({id(part): part for part in parts}.values())
-
 
 _newtons: OrderedDict[FlatResidual, _Newton] = OrderedDict()
 _KEPT = 16
-at_exit(_newtons.clear)
 
 
 def _newton(PETSc: Any, flat: FlatResidual) -> _Newton:

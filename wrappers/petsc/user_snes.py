@@ -23,6 +23,7 @@ from backsolve.adjoint.verdict import ratio
 from .existing_ksp import UserWorkspace
 from .ksp import KSP
 from .library import entered
+from .owner import Owner
 from .pool import Pool
 from .reasons import snes_ended
 
@@ -38,7 +39,7 @@ class _WrongJacobian(Exception):
     """The Jacobian is not the derivative of the residual."""
 
 
-class Handle:
+class Handle(Owner):
     """The user's SNES with what belongs to it; equal to itself only.
 
     Args:
@@ -47,6 +48,8 @@ class Handle:
         set_params: See `from_snes`.
         adjoint_options: What differs in derivatives.
     """
+
+    owns = ("_x", "_f")
 
     def __init__(self, PETSc: Any, snes: Any, set_params: Callable, adjoint_options: Any):
         self.PETSc, self.snes, self._set_params = PETSc, snes, set_params

@@ -16,9 +16,9 @@ import numpy as np
 
 from backsolve.adjoint.status import Status
 
-from .library import abandon, discard
 from .matrices import create, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
+from .owner import Owner
 from .reasons import ksp_ended, pc_failed
 from .transpose import DISTINCT_SMOOTHERS, transposable
 
@@ -43,7 +43,7 @@ class Ended(NamedTuple):
     iterations: int
 
 
-class Workspace:
+class Workspace(Owner):
     """A KSP and what it solves with.
 
     Args:
@@ -57,6 +57,8 @@ class Workspace:
         tolerances: Those of the KSP, as it was configured.
         lease: The lease on the values that are loaded.
     """
+
+    owns = ("_x", "_b")
 
     def __init__(self, PETSc: Any, ksp: Any, A: Any, P: Any, *, both_ways: bool):
         self.PETSc, self.ksp, self.A, self.P, self._both_ways = PETSc, ksp, A, P, both_ways
@@ -182,18 +184,12 @@ class Workspace:
         """Never use these objects again, and never destroy them."""
         self.lease = lambda: None
         self._loaded = False
-        abandon(*self._parts())
+        super().abandon()
 
-    def __del__(self, discard=discard):  # bound: at exit, globals go before the last objects
-        discard(*self._parts())
-
-    def _parts(self) -> list[Any]:
-        transposed, matrices, _ = getattr(self, "_transposed", None) or (None, [], None)
-        parts = [transposed, *matrices, *self._owned()]
-        return list({id(part): part for part in parts if part is not None}.values())
-
-    def _owned(self) -> list[Any]:
-        return [getattr(self, name, None) for name in ("_x", "_b")]
+    def owned(self):
+        """Return the objects, those for Aᵀ among them."""
+        ksp, matrices, _ = getattr(self, "_transposed", None) or (None, [], None)
+        return [each for each in (ksp, *matrices, *super().owned()) if each is not None]
 
 
 class OwnWorkspace(Workspace):
@@ -206,6 +202,8 @@ class OwnWorkspace(Workspace):
         adjoint_options: What differs for Aᵀ. With more than tolerances it gets a KSP of its own.
         checked: Whether an option that PETSc does not read is a mistake.
     """
+
+    owns = (*Workspace.owns, "ksp", "P", "A")
 
     def __init__(
         self, PETSc: Any, J: Any, options: Options, adjoint_options: Options, *, checked: bool
@@ -231,9 +229,6 @@ class OwnWorkspace(Workspace):
         """Return a KSP with the options for Aᵀ."""
         with self._for_transpose.present():
             return _made(self.PETSc, self._for_transpose, self.A, self.P), self._for_transpose
-
-    def _owned(self):
-        return [*super()._owned(), *(getattr(self, name, None) for name in ("ksp", "P", "A"))]
 
 
 def _made(PETSc: Any, database: Database, A: Any, P: Any) -> Any:
