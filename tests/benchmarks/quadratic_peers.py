@@ -159,6 +159,8 @@ def qpax(program, g):
     import qpax
 
     E, b, G, h = _halves(program)
+    if not h.size:  # it needs an inequality: 0 ≤ 1
+        G, h = sp.csr_array((1, E.shape[1])), np.ones(1)
 
     def loss(P, q, E, b, G, h):
         return g @ qpax.solve_qp_primal(P, q, E, b, G, h, solver_tol=1e-8, target_kappa=1e-8)
