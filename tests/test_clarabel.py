@@ -323,6 +323,12 @@ def test_programs_that_are_not_convex_are_no_success(name, q, polish):
         assert status_of(scipy.sparse.triu(data[0]).tocsr(), *data[1:]) is Status.NOT_CONVEX
 
 
+def test_a_saddle_is_none_however_flat():
+    for polish in (True, False):
+        flat = np.diag([1.0, -1e-7]), np.zeros(2)
+        assert status_of(*flat, *BOX, polish=polish) is Status.NOT_CONVEX
+
+
 def test_clarabel_itself_calls_a_saddle_solved():
     # If it no longer does, `is_convex` need not be asked.
     library = pytest.importorskip("clarabel")
@@ -427,3 +433,25 @@ def test_nothing_is_printed_unless_asked_for(capfd):
     assert capfd.readouterr() == ("", "")
     clarabel.solve(*program(), verbose=True)
     assert "Clarabel" in capfd.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------
+# Libraries underneath
+
+
+def gradient_of_too_many_equalities():
+    rng = np.random.default_rng(0)
+    n, m = 30, 60
+    A = scipy.sparse.random_array((m, n), density=0.1, rng=rng).tocsr()
+    P, q, b = scipy.sparse.csr_array((n, n)), np.zeros(n), A @ rng.standard_normal(n)
+
+    def loss(b):
+        return jnp.arange(m) @ clarabel.solve(P, q, A, b, b).y
+
+    with pytest.raises(backsolve.SolverError, match="NO_DERIVATIVE"):
+        jax.grad(loss)(b)
+
+
+def test_superlu_is_not_asked_where_it_reads_beyond_its_arrays(in_fresh_process):
+    # Where what it finds there is harmful depends on who had the memory before.
+    in_fresh_process(gradient_of_too_many_equalities, MALLOC_PERTURB_="85")

@@ -2,7 +2,7 @@
 
 P + δ diag(r) = L D Lᵀ,  r[i] the largest entry of row i        D > 0 if P is positive semidefinite
 
-δ is what OSQP lets pass for rounding, whose σ is added to a P with rows of the size of one.
+By default δ is what OSQP lets pass for rounding: σ, added to a P with rows of the size of one.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _pool(structure: Structure) -> Pool[_Factor]:
     return Pool(lambda: _Factor(structure))
 
 
-def is_convex(program: Program) -> bool:
-    """Tell whether P is positive semidefinite, but for rounding."""
+def is_convex(program: Program, rounding: float = _ROUNDING) -> bool:
+    """Tell whether P is positive semidefinite, but for a relative rounding of its rows."""
     largest = np.abs(program.P).max(initial=0.0)
     if largest == 0:
         return True
@@ -53,6 +53,6 @@ def is_convex(program: Program) -> bool:
         r = np.zeros(program.structure.n)
         np.maximum.at(r, factor.rows, np.abs(values))
         np.maximum.at(r, factor.columns, np.abs(values))
-        values[factor.diagonal] += _ROUNDING * r + _EPS * largest
+        values[factor.diagonal] += rounding * r + _EPS * largest
         D = factor.ldl.factor(values)
     return D is not None and bool((D > 0).all())

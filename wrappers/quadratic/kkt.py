@@ -13,6 +13,7 @@ quasidefinite systems", SIAM J. Matrix Anal. Appl. 17 (1996).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from backsolve.adjoint.operators import frobenius_norm
 from backsolve.adjoint.pool import Pool, Workspace
 from backsolve.adjoint.registry import require
+from backsolve.adjoint.store import default_limit
 
 from ..qdldl import LDL
 from .program import Program
@@ -31,6 +33,7 @@ __all__ = ["CONSISTENT", "Factored"]
 _SHIFTS = (1e-9, 1e-8, 1e-7, 1e-6)  # δ, until the factor exists
 _ROUNDS = 40  # of refinement
 _ENOUGH = 1e-15  # backward error at which refinement ends
+_SINGULAR = 1e7  # ‖v‖ / ‖r‖, both equilibrated
 _DENSE = 1000  # size up to which least squares are dense
 CONSISTENT = 1e-7  # ‖K v − r‖ / ‖r‖ up to which K v = r has a solution
 
@@ -45,7 +48,14 @@ class _Factor(Workspace):
 
 @functools.lru_cache(maxsize=64)
 def _pool(structure: Structure) -> Pool[_Factor]:
-    return Pool(lambda: _Factor(structure))
+    limit = max(4, default_limit() // _size(structure))
+    return Pool(lambda: _Factor(structure), limit=min(limit, 1024))
+
+
+def _size(structure: Structure) -> int:
+    """Return the bytes of a factor, as far as they are known."""
+    # A double and a 32-bit index for each entry: of K, and of L with as much again filled in.
+    return 12 * 3 * structure.K_indices.size
 
 
 class Factored:
@@ -68,8 +78,7 @@ class Factored:
         self._lu: Any = None
         self._pivots: np.ndarray | None = None
         self._load(robbed=False)
-        # A double and a 32-bit index for each entry: of K, and of L with as much again filled in.
-        self.nbytes = 12 * 3 * program.structure.K_indices.size
+        self.nbytes = _size(program.structure)
 
     def _load(self, *, robbed: bool) -> None:
         s = self.program.structure
@@ -111,7 +120,9 @@ class Factored:
         """
         v, left = self._refined(self._ldl_solve, r, start)
         size = frobenius_norm(r)
-        if left > 1e-2 * CONSISTENT * size:
+        # So large a solution says that K is singular, which no other factor would help.
+        large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
+        if left > 1e-2 * CONSISTENT * size and not large:
             w, after = self._refined(self._lu_solve, r, start)
             if after < left:
                 v, left = w, after
@@ -152,10 +163,11 @@ class Factored:
 
     def _lu_solve(self, r: np.ndarray) -> np.ndarray | None:
         if self._lu is None:
-            try:
-                self._lu = require("scipy.sparse.linalg").splu(self._matrix().tocsc())
-            except RuntimeError:  # exactly singular
-                self._lu = False
+            K, self._lu = self._matrix().tocsc(), False
+            # SuperLU reads beyond its arrays if K is singular by its pattern.
+            if require("scipy.sparse.csgraph").structural_rank(K) == r.size:
+                with contextlib.suppress(RuntimeError):  # exactly singular
+                    self._lu = require("scipy.sparse.linalg").splu(K)
         return self._lu.solve(r) if self._lu else None
 
     def _matrix(self) -> Any:

@@ -23,6 +23,7 @@ from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
+from .convexity import is_convex
 from .linearized import KKT, ActiveSet, Linearized, State
 from .point import Point
 from .polish import Polished, polish
@@ -32,6 +33,7 @@ from .structure import is_triangle
 __all__ = ["Outcome", "QuadraticSolver"]
 
 _SMOOTHING = 1e-6  # μ
+_FLAT = 1e-9  # curvature of a saddle, relative to the rows of P, that may be rounding
 
 
 class Outcome(NamedTuple):
@@ -179,7 +181,8 @@ def _as_it_is(outcome: Outcome, program: Program, message: str, smoothing: float
 
 
 def _judged(J: Linearized, state: State, stats: dict[str, float], message: str) -> Solution:
-    if not state.exact.factored.convex:
+    # K may be so nearly singular that the signs of its pivots are rounding; those of P are not.
+    if not (state.exact.factored.convex or is_convex(J.program, _FLAT)):
         return Solution(None, Status.NOT_CONVEX, stats, message="what was found is a saddle")
     value = J.point.x, J.point.y
     return Solution(value, Status.SUCCESS, stats | state.regularity.stats, state, message=message)
