@@ -1,6 +1,6 @@
 # `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help environment petsc demo test test-petsc lint bench bench-peers clean
+.PHONY: help environment petsc demo test lint bench bench-peers clean
 BIN := .venv/bin
 
 help: ## this list
@@ -16,13 +16,10 @@ demo: environment ## run examples/quickstart.py
 	@echo "==> examples/quickstart.py"
 	@$(BIN)/python examples/quickstart.py
 
-test: lint petsc ## the checks, every test, and again what depends on the version of JAX
+test: lint petsc ## the checks, every test, and again what depends on the versions of JAX and PETSc
 	@echo "==> pytest"
 	@$(BIN)/pytest
-	@docker/bootstrap.sh jax-versions
-
-test-petsc: ## the tests of PETSc's versions and packages with Debian's PETSc 3.18
-	@docker/bootstrap.sh petsc-versions
+	@docker/bootstrap.sh versions
 
 lint: environment ## ruff, pyright, import-linter
 	@echo "==> ruff check"

@@ -3,10 +3,10 @@
 #
 #   docker/bootstrap.sh main           make .venv: the newest JAX for the Python in use, and the tools
 #   docker/bootstrap.sh petsc          add the newest PETSc to .venv (ten minutes, the first time)
-#   docker/bootstrap.sh jax-versions   run the tests marked jax_versions with the oldest JAX that
+#   docker/bootstrap.sh versions       run the tests marked jax_versions with the oldest JAX that
 #                                      pyproject.toml admits, in .venv-oldest, and with the newest,
-#                                      in .venv-newest, where the Python of .venv is too old for it
-#   docker/bootstrap.sh petsc-versions  run those marked petsc in .venv-oldest, with the oldest PETSc
+#                                      in .venv-newest, where the Python of .venv is too old for it;
+#                                      and those marked petsc with the oldest PETSc, in .venv-oldest
 #   docker/bootstrap.sh peers          make .venv-peers: backsolve, and the packages it is compared with
 #
 # PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
@@ -132,8 +132,8 @@ test_in() {
     return "$status"
 }
 
-jax_versions() {
-    local python newer oldest newest
+versions() {
+    local python newer oldest newest markers=jax_versions
     python=$(main_python)
     environment .venv "$python" dev
     read -r oldest newest < <(jax_bounds "$python")
@@ -144,7 +144,9 @@ jax_versions() {
     else
         environment .venv-oldest "$python" test "jax==$oldest" "jaxlib==$oldest"
         echo "$oldest" >.venv-oldest/.jax
-        test_in .venv-oldest jax_versions
+        petsc_oldest
+        if petsc_works .venv-oldest 2>/dev/null; then markers+=" or petsc"; fi
+        test_in .venv-oldest "$markers"
     fi
 
     if [ "$(jax_in .venv)" = "$newest" ]; then
@@ -160,17 +162,6 @@ jax_versions() {
     fi
 }
 
-# The tests of what depends on PETSc's version, with the oldest PETSc and the oldest JAX.
-petsc_versions() {
-    local python oldest
-    python=$(main_python)
-    environment .venv "$python" dev
-    read -r oldest _ < <(jax_bounds "$python")
-    environment .venv-oldest "$python" test "jax==$oldest" "jaxlib==$oldest"
-    petsc_oldest
-    .venv-oldest/bin/pytest -q -p no:cacheprovider tests/test_petsc_packages.py
-}
-
 # These versions work together; newer ones of JAX are untried with them.
 PEERS=(cvxpylayers==1.2.0 diffcp==1.1.9 jaxopt==0.8.5 qpax==0.1.4 jax==0.10.2 jaxlib==0.10.2)
 
@@ -184,8 +175,7 @@ case ${1:-} in
         environment .venv "$python" dev
         petsc_newest
         ;;
-    jax-versions) jax_versions ;;
-    petsc-versions) petsc_versions ;;
+    versions) versions ;;
     peers)
         python=$(main_python)
         environment .venv-peers "$python" test "${PEERS[@]}"
