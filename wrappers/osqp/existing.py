@@ -76,7 +76,7 @@ class _UserOSQP(QuadraticSolver):
 
     handle: _Handle | None = None
     name = "osqp"
-    imports = ("scipy.sparse", "scipy.sparse.linalg", "qdldl", "osqp")
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl", "osqp")
     capabilities = Capabilities(tolerance=1e-6)
 
     def outcomes(self, program, start):

@@ -4,7 +4,8 @@
 
 The set is right if the solution is feasible and its multipliers have the right signs. If it is
 not, constraints that are violated join, those with a wrong sign leave, and K is factored again:
-Newton's method on the declared residual, which stops when the set does not change.
+Newton's method on the declared residual, which stops when the set does not change. Should it go in
+circles, only the worst constraint changes from there on.
 
 M. Hintermüller, K. Ito and K. Kunisch, "The primal-dual active set strategy as a semismooth Newton
 method", SIAM J. Optim. 13 (2002).
@@ -21,7 +22,7 @@ from .point import Activity, Point
 
 __all__ = ["Polished", "polish"]
 
-_ROUNDS = 12
+_ROUNDS = 25
 _FEASIBLE = 1e-9  # relative to the scales of slacks and multipliers
 
 
@@ -44,8 +45,8 @@ class Polished:
 
 def polish(point: Point) -> Polished:
     """Solve on the active set of a point, and repair the set in a bounded number of rounds."""
-    program, activity, seen = point.program, point.activity, set()
-    n = program.structure.n
+    program, activity = point.program, point.activity
+    n, seen, one_by_one = program.structure.n, set(), False
     for repairs in range(_ROUNDS):
         D = activity.inactive
         factored = Factored(program, D)
@@ -56,20 +57,33 @@ def polish(point: Point) -> Polished:
         if not np.isfinite(v).all():
             break
         point = Point(program, v[:n], np.where(D > 0, 0.0, v[n:]))
-        repaired = _repaired(point, activity)
-        if repaired.key == activity.key:
+        wrong = _wrong(point, activity)
+        if not wrong.any():
             return Polished(point, factored, repairs, settled=left <= CONSISTENT)
+        if activity.key in seen:
+            if one_by_one:
+                break
+            seen, one_by_one = set(), True
         seen.add(activity.key)
-        if repaired.key in seen:
-            break  # it goes in circles
-        activity = repaired
+        if one_by_one:
+            wrong = np.where(np.arange(wrong.size) == np.argmax(wrong), wrong, 0.0)
+        activity = _changed(point, activity, wrong > 0)
     return Polished(point, factored, repairs, settled=False)
 
 
-def _repaired(point: Point, activity: Activity) -> Activity:
+def _wrong(point: Point, activity: Activity) -> np.ndarray:
+    """Return how far each constraint is violated, or its sign is wrong; zero if it is right."""
     program, y, z = point.program, point.y, point.z
-    slack, sign = _FEASIBLE * point.slack_scale, _FEASIBLE * point.multiplier_scale
-    equality, inactive = program.equality, activity.inactive > 0
-    lower = (activity.lower & ((y <= sign) | equality)) | (inactive & (z < program.l - slack))
-    upper = (activity.upper & ((y >= -sign) | equality)) | (inactive & (z > program.u + slack))
-    return Activity(lower, upper)
+    violation = np.maximum(program.l - z, z - program.u) / point.slack_scale
+    sign = np.where(activity.lower, y, -y) / point.multiplier_scale
+    wrong = np.where(activity.inactive > 0, violation, np.where(program.equality, 0.0, sign))
+    return np.where(wrong > _FEASIBLE, wrong, 0.0)
+
+
+def _changed(point: Point, activity: Activity, which: np.ndarray) -> Activity:
+    """Drop active constraints from the set, and put violated ones into it."""
+    joins = which & (activity.inactive > 0)
+    low = point.z < point.program.l
+    return Activity(
+        (activity.lower & ~which) | (joins & low), (activity.upper & ~which) | (joins & ~low)
+    )
