@@ -2,7 +2,8 @@
 
 Quirks, each handled in the file that is named: option lifetimes (`options`), transposed solves that
 lie or poison (`transpose`), one thread at a time (`library`), the order of destruction (`owner`),
-values that are replaced in place (`matrices`, `workspace`), reasons (`reasons`).
+values that are replaced in place (`matrices`, `workspace`), reasons and errors (`reasons`,
+`errors`).
 """
 
 from .existing_ksp import from_ksp as from_ksp

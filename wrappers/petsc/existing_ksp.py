@@ -17,11 +17,12 @@ from backsolve.adjoint.inputs import real_array, right_hand_side
 from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
+from .errors import said, status_of_error
 from .ksp import DIRECT, KSP
 from .library import entered
-from .options import TOLERANCES, Database, as_options, said
+from .options import TOLERANCES, Database, as_options
 from .pool import Pool
-from .reasons import pc_failed, status_of_error
+from .reasons import pc_failed
 from .started import Started
 from .transpose import DISTINCT_SMOOTHERS
 from .workspace import Workspace

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.contract import Capabilities, Solver
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.inputs import real_array, real_number
 from backsolve.adjoint.operators import frobenius_norm
@@ -18,9 +18,9 @@ from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 from backsolve.adjoint.verdict import ratio
 
+from .errors import failed
 from .library import entered
-from .options import as_options, said, translated
-from .reasons import status_of_error
+from .options import as_options
 from .user_snes import STEP, Handle, Linearised, UserJacobian
 
 __all__ = ["DifferentiableSNES", "from_snes"]
@@ -59,10 +59,7 @@ class _UserSNES(Solver):
             try:
                 return self.handle.solve(θ, x0)
             except PETSc.Error as error:
-                status = status_of_error(error)
-                if status is None:
-                    raise translated(error, ()) from error
-                return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
+                return failed(error)
 
     def derivative_solver(self):
         """Return the SNES's KSP."""

@@ -21,11 +21,11 @@ from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError, Status
 
 from ..products import Multiplied
+from .errors import failed
 from .library import entered
 from .matrices import Preconditioned
-from .options import TOLERANCES, Options, as_options, said, translated
+from .options import TOLERANCES, Options, as_options
 from .pool import Pool, pool_of
-from .reasons import status_of_error
 from .started import Started, started
 from .workspace import Lease, Tolerances
 
@@ -129,10 +129,7 @@ class KSP(LinearSolver):
                 if ended.status is not Status.SUCCESS:  # PETSc may not recover: ILU does not
                     pool.drop(lease.workspace)
             except PETSc.Error as error:
-                status = status_of_error(error)
-                if status is None:
-                    raise translated(error, as_options(self.options)) from error
-                return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
+                return failed(error, as_options(self.options))
         stats = {"iterations": ended.iterations}
         return Solution(ended.x, ended.status, stats, lease, message=ended.message)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from backsolve.adjoint.status import InputError
 
-__all__ = ["TOLERANCES", "Database", "as_options", "said", "translated"]
+__all__ = ["TOLERANCES", "Database", "as_options"]
 
 Options = tuple[tuple[str, str], ...]
 
@@ -123,26 +123,3 @@ class Database:
                 "is no such option, or not for the chosen types (-help lists those that there are)"
             )
         self._complete = self._complete or complete
-
-
-def said(error: Exception) -> str:
-    """Return what a `PETSc.Error` says, without PETSc's traceback."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    words = [line.partition("] ")[2] or line for line in lines[1:]]
-    words = [line for line in words if line and "() at " not in line and "PETSc" not in line[:6]]
-    return words[-1] if words else str(error)
-
-
-def translated(error: Exception, options: Options) -> BaseException:
-    """Return an error of our own for a `PETSc.Error` that is a mistake in a call."""
-    raised, error.__cause__ = error.__cause__, None
-    if raised is not None:  # in a callback of Python
-        return raised
-    what = said(error)
-    chosen = ", ".join(f"{key}={value}" if value else key for key, value in options) or "none"
-    number = getattr(error, "ierr", 0)
-    if number == 86:
-        return InputError(f"options: this build of PETSc has no such type: {what} ({chosen})")
-    if number in (56, 92):
-        return InputError(f"options: PETSc cannot do that: {what} ({chosen})")
-    return InputError(f"PETSc error {number}: {what} (options: {chosen})")

@@ -10,7 +10,7 @@ from typing import Any
 
 from backsolve.adjoint.status import Status
 
-__all__ = ["ksp_ended", "pc_failed", "snes_ended", "status_of_error"]
+__all__ = ["ksp_ended", "pc_failed", "snes_ended"]
 
 _KSP = {
     "CONVERGED_RTOL": (Status.SUCCESS, ""),
@@ -107,24 +107,6 @@ def snes_ended(PETSc: Any, snes: Any) -> tuple[Status, str]:
     if name == "DIVERGED_LINEAR_SOLVE":
         said = f"{said}: {ksp_ended(PETSc, snes.getKSP())[1]}"
     return status, said
-
-
-# PETSc's error codes that say how a solve ended; from petscerror.h.
-_ERRORS = {
-    55: Status.OUT_OF_MEMORY,
-    71: Status.SINGULAR,  # a zero pivot, of a factorisation outside of a KSP
-    72: Status.NONFINITE_OUTPUT,  # a floating-point exception
-    76: Status.BREAKDOWN,  # an external library failed
-    82: Status.DIVERGED,  # not converged
-    91: Status.DIVERGED,  # not converged, under -ksp_error_if_not_converged
-}
-
-
-def status_of_error(error: Exception) -> Status | None:
-    """Return the status that a `PETSc.Error` stands for, or None if it is a mistake in a call."""
-    if "zero diagonal" in str(error).lower():  # of SOR; its code, 75, is that of many mistakes
-        return Status.SINGULAR
-    return _ERRORS.get(getattr(error, "ierr", 0))
 
 
 def _described(table: dict[str, tuple[Status, str]], name: str) -> tuple[Status, str]:

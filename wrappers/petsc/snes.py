@@ -25,12 +25,13 @@ from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 
+from .errors import failed
 from .ksp import KSP
 from .library import entered
 from .matrices import create, replace
-from .options import Database, Options, as_options, said, translated
+from .options import Database, Options, as_options
 from .owner import Owner
-from .reasons import snes_ended, status_of_error
+from .reasons import snes_ended
 
 __all__ = ["SNES", "snes"]
 
@@ -100,10 +101,7 @@ class SNES(Solver):
             try:
                 return _newton(PETSc, flat).solve(params)
             except PETSc.Error as error:
-                status = status_of_error(error)
-                if status is None:
-                    raise translated(error, as_options(self.options)) from error
-                return Solution(None, status, message=f"PETSc error {error.ierr}: {said(error)}")
+                return failed(error, as_options(self.options))
 
     def derivative_solver(self):
         """Return a KSP with the linear options of this SNES."""
