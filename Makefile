@@ -38,7 +38,7 @@ bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmar
 	    -o python_files="bench_*.py test_*.py" -o timeout=0 -s \
 	    --benchmark-json=tests/benchmarks/results/latest.json
 
-bench-peers: ## quadratic programs by backsolve and by other packages, in .venv-peers; an hour or two
+bench-peers: ## quadratic programs beside other packages, in .venv-peers (an hour)
 	@docker/bootstrap.sh peers
 	@echo "==> tests/benchmarks/bench_quadratic.py"
 	@.venv-peers/bin/python tests/benchmarks/bench_quadratic.py
