@@ -9,7 +9,13 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Those that draw, and what makes them quick.
-OPTIONS = {"quickstart.py": "--steps=20", "heat_inversion.py": "--steps=3", "bratu.py": "--size=40"}
+OPTIONS = {
+    "quickstart.py": "--steps=20",
+    "heat_inversion.py": "--steps=3",
+    "bratu.py": "--size=40",
+    "portfolio.py": "--steps=5",
+    "mpc.py": "--steps=3",
+}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
