@@ -170,7 +170,8 @@ def without_scipy():
 
 def test_an_absent_library_is_named_with_the_way_to_install_it(in_fresh_process):
     result = in_fresh_process(without_scipy)
-    assert "lapack" in result["registered"] and result["available"] == []
+    assert "lapack" in result["registered"]
+    assert {"lapack", "lapack.lstsq", "superlu", "krylov"}.isdisjoint(result["available"])
     for case in ("lapack", "jit", "grad", "lstsq", "superlu", "krylov"):
         kind, message = result[case]
         assert kind == "SolverNotFound", case

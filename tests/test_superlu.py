@@ -172,6 +172,14 @@ def test_a_structurally_singular_matrix_is_reported(matrix):
         jax.block_until_ready(jax.jit(lambda b: spsolve(A, b))(np.ones(A.shape[0])))
 
 
+def test_a_pattern_that_crashes_superlu_is_reported():
+    rng = np.random.default_rng(0)
+    A = sp.random_array((60, 30), density=0.1, rng=rng)
+    saddle = sp.block_array([[None, A.T], [A, None]]).tocsr()
+    with pytest.raises(SolverError, match="SINGULAR"):
+        superlu.spsolve(saddle, np.ones(90))
+
+
 def test_a_numerically_singular_matrix_is_reported():
     A = sp.csr_array([[1.0, 2.0, 0.0], [0.5, 1.0 + 1e-17, 0.0], [0.0, 1.0, 1.0 / 3.0]])
     with pytest.raises(SolverError) as caught:

@@ -55,7 +55,7 @@ class Clarabel(QuadraticSolver):
 
     settings: Settings | Mapping[str, Any] = ()
 
-    imports = ("scipy.sparse", "scipy.sparse.linalg", "qdldl", "clarabel")
+    imports = (*QuadraticSolver.imports, "clarabel")
 
     def __post_init__(self):
         if isinstance(self.settings, Mapping):

@@ -49,8 +49,9 @@ class _Handle:
         s, held = program.structure, self.held
         update_vectors(self.osqp, program)
         P, A = program.P, program.A[s.A_order]
-        if not (np.array_equal(P, held["P"].data) and np.array_equal(A, held["A"].data)):
-            update_matrices(self.osqp, program)
+        same_P, same_A = np.array_equal(P, held["P"].data), np.array_equal(A, held["A"].data)
+        if not (same_P and same_A):
+            update_matrices(self.osqp, program, P_changed=not same_P)
             held["P"].data, held["A"].data = P.copy(), A
         held |= {"q": program.q.copy(), "l": program.l.copy(), "u": program.u.copy()}
         if start is not None:
@@ -76,7 +77,7 @@ class _UserOSQP(QuadraticSolver):
 
     handle: _Handle | None = None
     name = "osqp"
-    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl", "osqp")
+    imports = (*QuadraticSolver.imports, "osqp")
     capabilities = Capabilities(tolerance=1e-6)
 
     def outcomes(self, program, start):

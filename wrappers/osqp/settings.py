@@ -6,7 +6,6 @@ out of range is an error number.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +14,12 @@ import numpy as np
 
 from backsolve.adjoint.inputs import real_number
 from backsolve.adjoint.registry import require
-from backsolve.adjoint.status import InputError
+
+from ..quadratic.interface import check_names
 
 __all__ = ["Settings", "as_settings", "known_settings"]
 
 Settings = tuple[tuple[str, Any], ...]
-
-_OWN = {"warm_start": "warm_start=(x, y)", "polish": "polish="}
-_AT_SETUP = ("algebra", "solver_type", "cg_preconditioner")  # of the Python interface
 
 
 @functools.cache
@@ -39,14 +36,7 @@ def as_settings(settings: Mapping[str, Any]) -> Settings:
     Raises:
         InputError: If OSQP does not know a name, or a value is traced or no number.
     """
-    known = known_settings()
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"OSQP has no setting {name!r}: {hint}its settings are {', '.join(known)}"
-            )
+    check_names(settings, known_settings(), "OSQP")
     return tuple(sorted((name, _value(name, value)) for name, value in settings.items()))
 
 

@@ -29,14 +29,7 @@ class OSQP(QuadraticSolver):
 
     settings: Settings | Mapping[str, Any] = ()
 
-    imports = (
-        "scipy.sparse",
-        "scipy.sparse.linalg",
-        "scipy.sparse.csgraph",
-        "qdldl",
-        "osqp",
-        "osqp.ext_builtin",
-    )
+    imports = (*QuadraticSolver.imports, "osqp", "osqp.ext_builtin")
 
     def __post_init__(self):
         if isinstance(self.settings, Mapping):

@@ -20,6 +20,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, Status
 
+from ..quadratic.convexity import is_convex
 from ..quadratic.program import Program
 from ..quadratic.solver import Outcome
 from ..quadratic.structure import Structure
@@ -116,6 +117,7 @@ class Workspace:
             raise SetupFailed(_error(*error.args), given) from None
         except TypeError as error:
             raise InputError(f"OSQP refuses a value among the settings {given}") from error
+        check_convex(program)
         self._P, self._A = program.P, program.A
         self._rho = float(self.osqp.settings.rho)
         self._adapted = False
@@ -124,9 +126,9 @@ class Workspace:
         """Give the object the numbers of a program, and where to start from."""
         s = program.structure
         update_vectors(self.osqp, program)
-        same = np.array_equal(program.P, self._P) and np.array_equal(program.A, self._A)
-        if rescale or not same:
-            update_matrices(self.osqp, program)
+        same_P, same_A = np.array_equal(program.P, self._P), np.array_equal(program.A, self._A)
+        if rescale or not (same_P and same_A):
+            update_matrices(self.osqp, program, P_changed=not same_P)
             self._P, self._A = program.P, program.A
         if self._adapted:
             self.osqp.update_settings(rho=self._rho)
@@ -148,8 +150,16 @@ def update_vectors(osqp: Any, program: Program) -> None:
     _checked(osqp._solver.update_data_vec(q=program.q, l=l, u=u))
 
 
-def update_matrices(osqp: Any, program: Program) -> None:
+def check_convex(program: Program) -> None:
+    """See that P is positive semidefinite, of which OSQP notices a part only."""
+    if not is_convex(program):
+        raise SetupFailed("OSQP_NONCVX_ERROR", {})
+
+
+def update_matrices(osqp: Any, program: Program, *, P_changed: bool) -> None:
     """Give an OSQP object other values of its matrices."""
+    if P_changed:
+        check_convex(program)
     A = program.A[program.structure.A_order]
     _checked(osqp._solver.update_data_mat(P_x=program.P, P_i=None, A_x=A, A_i=None))
 

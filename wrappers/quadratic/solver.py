@@ -84,6 +84,7 @@ class QuadraticSolver(Solver):
     polish: bool = True
     degenerate: str = "raise"
 
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
     capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
 
     def outcomes(self, program: Program, start: Any) -> Generator[Outcome]:
