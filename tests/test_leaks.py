@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 
 import backsolve
-from backsolve import CSR, krylov, lapack, superlu
+from backsolve import CSR, krylov, lapack, osqp, superlu
 from backsolve.adjoint.store import store
 
 # --------------------------------------------------------------------------------------------
@@ -44,7 +44,21 @@ root = backsolve.implicit(
     _newton, lambda x, shift, b: x**3 + (2 + shift) * x - b, like=lambda shift, b: b
 )
 
-PROBLEMS = {"dense": dense, "sparse": sparse, "matrix-free": matrix_free, "root": root}
+
+def quadratic(shift, b):
+    n = b.size
+    return osqp.solve(
+        (3 + shift) * jnp.eye(n), -b, np.eye(n), -0.1 * np.ones(n), 0.1 * np.ones(n)
+    ).x
+
+
+PROBLEMS = {
+    "dense": dense,
+    "sparse": sparse,
+    "matrix-free": matrix_free,
+    "root": root,
+    "quadratic": quadratic,
+}
 
 
 class Mallinfo2(ctypes.Structure):
@@ -136,6 +150,7 @@ ENVIRONMENT = {
         ("sparse", 196, 3_000),
         ("matrix-free", 30, 500),
         ("root", 30, 2_000),
+        ("quadratic", 30, 1_500),
     ],
 )
 def test_memory_is_flat_over_jitted_solves(problem, n, count, in_fresh_process):

@@ -177,7 +177,7 @@ def test_a_pattern_that_crashes_superlu_is_reported():
     A = sp.random_array((60, 30), density=0.1, rng=rng)
     saddle = sp.block_array([[None, A.T], [A, None]]).tocsr()
     with pytest.raises(SolverError, match="SINGULAR"):
-        superlu.spsolve(saddle, np.ones(90))
+        spsolve(saddle, np.ones(90))
 
 
 def test_a_numerically_singular_matrix_is_reported():

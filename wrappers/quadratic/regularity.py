@@ -18,7 +18,9 @@ from .point import Point
 __all__ = ["Regularity"]
 
 # An inequality whose slack and multiplier are both below this is weakly active.
-_WEAK = 1e-6
+_WEAK = 1e-7
+# A point with a larger residual is no solution.
+_EXACT = 1e-6
 _COUNTED = 4_000_000  # entries up to which the rank of the active rows is found by their SVD
 
 
@@ -29,7 +31,7 @@ class Regularity:
     Attributes:
         margin: The smallest slack or multiplier of an inequality, relative to its scale; 1 if
             there is no inequality.
-        weak: How many inequalities have less than 1e-6 of both.
+        weak: How many inequalities have less than 1e-7 of both.
         dependent: How many active constraints depend on others (LICQ fails).
         unique: Whether x is unique.
         off: The largest residual of the optimality conditions, relative to its scale.
@@ -62,7 +64,7 @@ class Regularity:
         if not self.unique:
             return "x is not unique"
         why = []
-        if self.off > _WEAK:
+        if self.off > _EXACT:
             why.append(f"x and y solve the problem up to {self.off:.1e} only")
         if self.weak:
             why.append(
