@@ -558,6 +558,20 @@ def test_a_wrong_argument_is_named(case):
             call()
 
 
+def test_options_that_nobody_reads_are_left_to_derivatives_only(close):
+    idle = {"pc_type": "lu", "pc_factor_levels": 2}
+    A, b = 3 * np.eye(4) + np.triu(np.ones((4, 4))), np.arange(4.0)
+
+    def f(b):
+        options = {"snes_type": "anderson", "snes_rtol": 1e-12, "snes_max_it": 200, **idle}
+        return petsc.snes(lambda x, b: x + 0.1 * (A @ x) - b, b, b, options)
+
+    w = np.ones(4)
+    close(jax.grad(lambda b: f(b).sum())(b), np.linalg.solve((np.eye(4) + 0.1 * A).T, w), 1e-7)
+    with pytest.raises(InputError, match="did not read 'pc_factor_levels'"):
+        petsc.ksp(A, b, idle)
+
+
 def test_equal_options_are_equal_solvers():
     def make(**options):
         return SNES(bratu, options)

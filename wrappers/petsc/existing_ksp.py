@@ -18,13 +18,13 @@ from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
 from .errors import said, status_of_error
-from .ksp import DIRECT, KSP
+from .ksp import KSP
 from .library import entered
 from .options import TOLERANCES, Database, as_options
 from .pool import Pool
 from .reasons import pc_failed
 from .started import Started
-from .transpose import DISTINCT_SMOOTHERS
+from .transpose import DIRECT, DISTINCT_SMOOTHERS
 from .workspace import Workspace
 
 __all__ = ["DifferentiableKSP", "UserWorkspace", "from_ksp"]

@@ -63,7 +63,7 @@ class _UserSNES(Solver):
 
     def derivative_solver(self):
         """Return the SNES's KSP."""
-        return Linearised((), self.adjoint_options, derivative=True, handle=self.handle)
+        return Linearised((), self.adjoint_options, derivative=True)
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,10 @@ from .matrices import Preconditioned
 from .options import TOLERANCES, Options, as_options
 from .pool import Pool, pool_of
 from .started import Started, started
+from .transpose import DIRECT
 from .workspace import Lease, Tolerances
 
-__all__ = ["DIRECT", "KSP", "ksp"]
-
-DIRECT = ("lu", "cholesky")  # preconditioners that solve
+__all__ = ["KSP", "ksp"]
 
 
 @register("petsc.ksp", requires="petsc4py")
@@ -53,6 +52,7 @@ class KSP(LinearSolver):
     derivative: bool = False
 
     imports = ("scipy.sparse",)
+    checked = True  # whether an option that PETSc does not read is a mistake
 
     def __post_init__(self):
         object.__setattr__(self, "options", as_options(self.options))
@@ -134,9 +134,7 @@ class KSP(LinearSolver):
         return Solution(ended.x, ended.status, stats, lease, message=ended.message)
 
     def _pool(self, PETSc: Any, J: Any) -> Pool:
-        # A solver of derivatives only, SNES's, has options that are for others to read.
-        checked = not self.derivative
-        return pool_of(PETSc, J, self.options, self.adjoint_options, checked=checked)  # type: ignore[arg-type]
+        return pool_of(PETSc, J, self.options, self.adjoint_options, checked=self.checked)  # type: ignore[arg-type]
 
     def _tolerances(self, forward: Tolerances) -> Tolerances:
         if not self.derivative:

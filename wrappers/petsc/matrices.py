@@ -22,10 +22,6 @@ class Preconditioned(MatrixFree):
 
     pmat: Pattern | None = None
 
-    def host(self, operands):
-        """Return a `HostOperator`."""
-        return HostOperator(self, operands)
-
 
 class _Products:
     """The context of a PETSc matrix that multiplies by calling JAX."""

@@ -12,6 +12,8 @@ import weakref
 from collections import deque
 from typing import Any, ClassVar
 
+from .transpose import DIRECT
+
 __all__ = ["Owner", "destroy_all", "empty"]
 
 _living: weakref.WeakSet[Owner] = weakref.WeakSet()
@@ -67,7 +69,7 @@ def _must_stay(each: Any) -> bool:
     if not hasattr(solver, "getPC"):
         return False
     pc = solver.getPC()
-    return pc.getType() in ("lu", "cholesky") and pc.getFactorSolverType() == "superlu_dist"
+    return pc.getType() in DIRECT and pc.getFactorSolverType() == "superlu_dist"
 
 
 def destroy_all() -> None:

@@ -94,7 +94,7 @@ def pool_of(PETSc: Any, J: Any, options: Options, adjoint: Options, *, checked: 
         kind: Hashable = J.operator
     else:
         kind = J.pattern if isinstance(J, CSR) else np.shape(J)
-    key = kind, options, adjoint
+    key = kind, options, adjoint, checked
     if key not in _pools:
         _pools[key] = Pool(lambda J: OwnWorkspace(PETSc, J, options, adjoint, checked=checked))
         while len(_pools) > _POOLS:

@@ -38,6 +38,12 @@ __all__ = ["SNES", "snes"]
 _OF_SNES = ("snes_", "npc_", "fas_")  # options that a KSP does not read
 
 
+class _Inner(KSP):
+    """The KSP of a SNES, among whose options are those of other parts."""
+
+    checked = False
+
+
 def _example(x: Any, θ: Any) -> Any:
     A, b = θ
     return A @ x + 0.1 * x**3 - b
@@ -106,7 +112,7 @@ class SNES(Solver):
     def derivative_solver(self):
         """Return a KSP with the linear options of this SNES."""
         linear = {k: v for k, v in as_options(self.options) if not k.startswith(_OF_SNES)}
-        return KSP(linear, self.adjoint_options, derivative=True)
+        return _Inner(linear, self.adjoint_options, derivative=True)
 
     def example(self, rng):
         """Return a weakly nonlinear system; for the default F only."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DISTINCT_SMOOTHERS", "transposable"]
+__all__ = ["DIRECT", "DISTINCT_SMOOTHERS", "FACTORS", "transposable"]
 
 # The option that gives multigrid other smoothers going up than going down.
 DISTINCT_SMOOTHERS = "pc_mg_distinct_smoothup"
 
+DIRECT = frozenset({"lu", "cholesky"})
+FACTORS = DIRECT | {"ilu", "icc"}
 _SIMPLE = frozenset({"none", "jacobi", "pbjacobi"})
-_FACTORS = frozenset({"lu", "cholesky", "ilu", "icc"})
 _PACKAGES = frozenset({"petsc", "mumps", "umfpack", "klu", "cholmod"})
 
 
@@ -29,7 +30,7 @@ def _pc(pc: Any) -> bool:
     kind = pc.getType()
     if kind in _SIMPLE:
         return True
-    if kind in _FACTORS:
+    if kind in FACTORS:
         return pc.getFactorSolverType() in _PACKAGES
     if kind == "bjacobi":
         blocks = getattr(pc, "getBJacobiSubKSP", None)  # not before petsc4py 3.19

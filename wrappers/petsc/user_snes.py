@@ -282,11 +282,8 @@ class UserJacobian(Operator):
         return frobenius_norm(self.apply(operands, z, transposed=False))
 
 
-@dataclass(frozen=True)
 class Linearised(KSP):
     """The SNES's own KSP, for derivatives."""
-
-    handle: Handle | None = None
 
     @property
     def capabilities(self):  # type: ignore[override]

@@ -20,7 +20,7 @@ from .matrices import create, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
 from .owner import Owner
 from .reasons import ksp_ended, pc_failed
-from .transpose import DISTINCT_SMOOTHERS, transposable
+from .transpose import DIRECT, DISTINCT_SMOOTHERS, FACTORS, transposable
 
 __all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace"]
 
@@ -102,7 +102,7 @@ class Workspace(Owner):
     def nbytes(self) -> int:
         """Size of the factor, or of as much again as the matrix."""
         stored, pc = [self.P], self.ksp.getPC()
-        if pc.getType() in ("lu", "cholesky", "ilu", "icc") and not pc_failed(pc):
+        if pc.getType() in FACTORS and not pc_failed(pc):
             stored.append(pc.getFactorMatrix())
         else:
             stored.append(self.P)
@@ -143,7 +143,7 @@ class Workspace(Owner):
         together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
         # PETSc's own factorisations go column by column anyway.
-        direct = ksp.getType() == "preonly" and pc.getType() in ("lu", "cholesky")
+        direct = ksp.getType() == "preonly" and pc.getType() in DIRECT
         if direct and pc.getFactorSolverType() != "petsc" and hasattr(ksp, together):
             R = self.PETSc.Mat().createDense(
                 B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
