@@ -13,6 +13,7 @@ Batched operands carry their batch axes in front; size one there means shared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,11 +94,10 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
 
     def tangent(x, ticket, *θ_and_tangents):
         θ, θ_dot = list(θ_and_tangents[: len(params)]), θ_and_tangents[len(params) :]
+        fixed = [a for i, a in enumerate(θ) if i not in moving]
 
         def F(*some):
-            for i, value in zip(moving, some, strict=True):
-                θ[i] = value
-            return problem.F(x, θ)
+            return _residual(problem, tuple(moving))(x, some, fixed)
 
         operands = problem.linearize(x, list(θ))
         if problem.solver.overrides("params_vjp"):
@@ -110,6 +110,18 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
 
     batch = x.shape[:-1]
     return _over_batch(tangent, batch, x, ticket, *params, *[tangents[i] for i in moving])
+
+
+@functools.lru_cache(maxsize=1024)
+def _residual(problem: Problem, moving: tuple[int, ...]) -> Callable:
+    """Return F of x, the leaves of θ that move, and the others: outside of jit, compiled once."""
+
+    def F(x, some, fixed):
+        values, others = iter(some), iter(fixed)
+        count = len(some) + len(fixed)
+        return problem.F(x, [next(values if i in moving else others) for i in range(count)])
+
+    return jax.jit(F, inline=True)
 
 
 def _solve_jvp(params, tangents, *, problem):
