@@ -1,6 +1,7 @@
-"""Clarabel: quadratic programs, by an interior point method.
+"""Clarabel, by an interior point method: minimise ½ xᵀP x + qᵀx subject to l ≤ A x ≤ u.
 
-minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
+Quirks, each handled in the file that is named: rows have one side (`rows`), settings are attributes
+of an object (`settings`), P is never tested (`solver`).
 """
 
 from .solver import Clarabel as Clarabel

@@ -1,7 +1,9 @@
 """A point (x, y) of a quadratic program, and what follows from it.
 
-z = A x        lower:  z − l ≤ −y        upper:  u − z ≤ y        inactive: neither
-F = (P x + q + Aᵀ y,  z − l where lower, z − u where upper, −y where inactive)
+    z = A x        lower:  z − l ≤ −y        upper:  u − z ≤ y        inactive: neither
+    F = (P x + q + Aᵀ y,  z − l where lower, z − u where upper, −y where inactive)
+
+F is the declared residual, `residuals.quadratic_program`, in NumPy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """One quadratic program's numbers, on the host.
 
-minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u        B = [ P  Aᵀ ]
-                                                           [ A  0  ]
+    minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u        B = [ P  Aᵀ ]
+                                                               [ A  0  ]
+
+B multiplies x and y at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What the solvers of quadratic programs share: the equation, the polished value, its derivative.
 
-minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
+    minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
 
-P x + q + Aᵀ y = 0        A x − Π(A x + y) = 0,  Π onto [l, u]
+    P x + q + Aᵀ y = 0        A x − Π(A x + y) = 0,  Π onto [l, u]
+
+A library finds an approximate (x, y); what is returned is the exact solution on its active set.
 """
 
 from __future__ import annotations
