@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from backsolve import CSR, BacksolveError, SolverError, Status, UntrustedGradientWarning
 from backsolve.adjoint.sparse import as_csr
+from backsolve.wrappers import clarabel, osqp
 from backsolve.wrappers.krylov import solve as krylov_solve
 from backsolve.wrappers.lapack import lstsq, solve, solve_triangular
 from backsolve.wrappers.superlu import spsolve
@@ -339,6 +340,58 @@ def test_gradients(data, m, n, kind):
         truth = np.linalg.solve(meant.T, np.ones(len(meant)))
     truth = np.broadcast_to(truth.reshape((-1,) + (1,) * (b.ndim - 1)), b.shape)
     assert np.linalg.norm(λ - truth) <= 1e-4 * np.linalg.norm(truth)
+
+
+@st.composite
+def programs(draw):
+    """Draw P, q, A, l and u, most of them convex and feasible, now and then something else."""
+    n, m = draw(SIZES), draw(SIZES)
+    factor, A = draw(numbers((n, n))), draw(numbers((m, n)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    with np.errstate(all="ignore"):
+        P, middle = factor @ factor.T, A @ rng.standard_normal(n)
+    l, u = middle - rng.random(m), middle + rng.random(m)
+    l[rng.random(m) < 0.3], u[rng.random(m) < 0.3] = -np.inf, np.inf
+    program = [P, draw(numbers((n,))), A, l, u]
+    if draw(st.booleans()):
+        i = draw(st.integers(0, 4))
+        shape = program[i].shape if draw(st.booleans()) else tuple(2 for _ in program[i].shape)
+        program[i] = draw(arrays(shape))
+    kind = draw(st.sampled_from(["dense", "csr", "triangle"]))
+    if kind != "dense" and all(isinstance(M, np.ndarray) and M.ndim == 2 for M in program[::2][:2]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                P = np.triu(program[0]) if kind == "triangle" else program[0]
+                program[0], program[2] = sp.csr_array(P), sp.csr_array(program[2])
+            except (TypeError, ValueError):  # of a type that SciPy does not have
+                pass
+    return program
+
+
+@fuzz
+@given(
+    programs(),
+    st.sampled_from([osqp, osqp, clarabel]),
+    st.sampled_from([{}, {}, {"polish": False}, {"degenerate": "lstsq"}, {"max_iter": 2}]),
+)
+def test_quadratic_programs(program, library, options):
+    def run(*program):
+        found = library.solve(*program, **options)
+        return np.concatenate([np.asarray(found.x, float), np.asarray(found.y, float)])
+
+    xy = outcome(run, *program)
+    if xy is None or options:
+        return
+    P, A = (M.toarray() if sp.issparse(M) else M for M in (program[0], program[2]))
+    P, q, A, l, u = as_floats(P, program[1], A, *program[3:])
+    if not np.array_equal(P, P.T):
+        P = P + np.triu(P, 1).T
+    x, y = np.split(xy, [q.size])
+    stationarity, z = P @ x + q + A.T @ y, A @ x
+    size = 1 + np.abs(P @ x).max(initial=0) + np.abs(q).max(initial=0) + np.abs(z).max(initial=0)
+    assert np.abs(stationarity).max(initial=0) <= 1e-3 * size
+    assert np.maximum(l - z, z - u).max(initial=0) <= 1e-3 * size
 
 
 def test_the_strategies_reach_both_outcomes():
