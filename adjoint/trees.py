@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Tree:
         return sum(self.sizes)
 
     @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(itertools.accumulate(self.sizes[:-1]))
+
+    @cached_property
     def is_vector(self) -> bool:
         """Whether the pytree is one bare vector, so that nothing need be packed."""
         return self.treedef == _LEAF and len(self.shapes[0]) == 1
@@ -68,9 +73,11 @@ class Tree:
         """Cut a vector into the pytree."""
         if len(self.shapes) == 1:
             return self.unflatten([vector.reshape(self.shapes[0])])
-        ends = np.cumsum(self.sizes)[:-1]
-        xp = np if isinstance(vector, np.ndarray) else jnp
-        parts = xp.split(vector, ends)
+        ends = self._ends
+        if isinstance(vector, np.ndarray):  # slices: np.split takes ten times as long
+            parts = [vector[a:b] for a, b in itertools.pairwise((0, *ends, self.size))]
+        else:
+            parts = jnp.split(vector, ends)
         return self.unflatten([p.reshape(s) for p, s in zip(parts, self.shapes, strict=True)])
 
     def pack(self, tree: Any) -> Any:

@@ -195,10 +195,10 @@ def _equilibration(values: np.ndarray, s: Structure) -> np.ndarray:
     D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", RAL
     technical report RAL-TR-2001-034.
     """
-    E, values = np.ones(s.n + s.m), np.abs(values)
-    for _ in range(3):
-        largest = np.maximum.reduceat(values, s.K_indptr[:-1])
-        step = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
-        values = values * step[s.K_rows] * step[s.K_indices]
-        E *= step
+    values, start = np.abs(values), s.K_indptr[:-1]
+    largest = np.maximum.reduceat(values, start)
+    E = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
+    for _ in range(2):
+        largest = np.maximum.reduceat(values * E[s.K_indices], start) * E
+        E /= np.sqrt(np.where(largest > 0, largest, 1.0))
     return E
