@@ -19,7 +19,15 @@ __all__ = ["constrained", "quadratic_program"]
 
 
 def quadratic_program(
-    xy: tuple[Any, Any], P: Any, q: Any, A: Any, l: Any, u: Any, *, smoothing: float = 0.0
+    xy: tuple[Any, Any],
+    P: Any,
+    q: Any,
+    A: Any,
+    l: Any,
+    u: Any,
+    *,
+    smoothing: float = 0.0,
+    weights: Any = 1.0,
 ) -> Any:
     """Return the residual of `minimise ½ xᵀP x + qᵀx subject to l ≤ A x ≤ u`.
 
@@ -42,6 +50,9 @@ def quadratic_program(
         u: `(m,)`, inf where there is no bound.
         smoothing: μ. Above zero the derivatives exist everywhere: those in x and y are of a
             projection without kinks, and of an objective that curves by μ more in every direction.
+        weights: `(m,)` above zero: by what y is multiplied where it is compared with slacks. They
+            move no solution, but should bring both to one size: slacks are rounded, and beside
+            the rounding of a large row its small multiplier is lost.
 
     Returns:
         The residuals, shaped like `xy`.
@@ -54,7 +65,10 @@ def quadratic_program(
         return stationarity, z - _smooth_projection(z + y, l, u, smoothing)
     # z − Π(z + y) by cases, with the derivative of one side where two meet: those of max and min
     # would be averaged, which is wrong for an equality without multiplier.
-    return stationarity, jnp.where(z - l <= -y, z - l, jnp.where(u - z <= y, z - u, -y))
+    t = weights * y
+    held = jnp.where(z - l <= -t, z - l, jnp.where(u - z <= t, z - u, -y))
+    # A failed solve leaves NaN: its derivatives in l and u must be NaN too, and not zero.
+    return stationarity, jnp.where(jnp.isnan(z + t), z - l + z - u, held)
 
 
 def _smooth_projection(t: Any, l: Any, u: Any, μ: float) -> Any:

@@ -131,6 +131,28 @@ def test_single_precision_in_single_precision_out():
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
+def active_bounds(seed, rows=1.0):
+    """Return a program with active bounds, the rows of its constraints multiplied."""
+    rng = np.random.default_rng(seed)
+    M = rng.standard_normal((6, 6))
+    P, q = M @ M.T / 6 + 0.5 * np.eye(6), -0.1 * rng.standard_normal(6)
+    A = np.vstack([np.ones(6), np.eye(6)])
+    l, u = np.r_[1, rng.uniform(0.02, 0.06, 6)], np.r_[1, rng.uniform(0.31, 0.37, 6)]
+    return P, q, rows * A, rows * l, rows * u
+
+
+@pytest.mark.parametrize("rows", [1e-3, 3e3, 1e5])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_any_size_have_their_multipliers_in_single_precision(rows, seed):
+    def gradients(rows):
+        arguments = [jnp.asarray(a, jnp.float32) for a in active_bounds(seed, rows)]
+        of_sum = jax.grad(lambda *a: osqp.solve(*a, eps_abs=1e-9).x @ jnp.arange(6.0), range(5))
+        return [g * scale for g, scale in zip(of_sum(*arguments), [1, 1, *[rows] * 3], strict=True)]
+
+    for got, expected in zip(gradients(rows), gradients(1.0), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 def test_strided_cotangents_are_read_as_they_are():
     P, q, A, l, u = program()
     _, pullback = jax.vjp(lambda q: osqp.solve(P, q, A, l, u).x, jnp.asarray(q))
@@ -372,10 +394,11 @@ def test_a_failure_is_an_error_or_nan_and_never_an_iterate(status):
         osqp.solve(**arguments)
     found = osqp.solve(**arguments, on_failure="nan")
     assert np.isnan(both(found)).all()
-    gradient = jax.grad(lambda q: osqp.solve(**(arguments | {"q": q}), on_failure="nan").x.sum())(
-        jnp.asarray(arguments["q"])
-    )
-    assert np.isnan(gradient).all()
+    for name in "PqAlu":
+        gradient = jax.grad(
+            lambda a, name=name: osqp.solve(**(arguments | {name: a}), on_failure="nan").x.sum()
+        )(jnp.asarray(arguments[name]))
+        assert np.isnan(gradient).all(), name
 
 
 @pytest.mark.parametrize("polish", [True, False])

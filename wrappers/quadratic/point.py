@@ -1,9 +1,12 @@
 """A point (x, y) of a quadratic program, and what follows from it.
 
-    z = A x        lower:  z − l ≤ −y        upper:  u − z ≤ y        inactive: neither
+    z = A x        lower:  z − l ≤ −σ y        upper:  u − z ≤ σ y        inactive: neither
     F = (P x + q + Aᵀ y,  z − l where lower, z − u where upper, −y where inactive)
 
-F is the declared residual, `residuals.quadratic_program`, in NumPy.
+    σ = a² ‖x‖ / max(‖q‖, ‖a y‖), a the row norms of A, all by largest entries
+
+F is the declared residual, `residuals.quadratic_program`, in NumPy. With its σ, σ y follows A x
+whatever the rows of A are multiplied by.
 """
 
 from __future__ import annotations
@@ -56,9 +59,13 @@ class Point:
 
     @cached_property
     def activity(self) -> Activity:
-        """Which constraints the projection of z + y holds."""
-        lower = self.z - self.program.l <= -self.y
-        return Activity(lower, (self.program.u - self.z <= self.y) & ~lower)
+        """Which constraints the projection of z + σ y holds."""
+        rows = self.program.row_norms
+        length = _largest(self.x) or 1.0
+        pull = max(_largest(self.program.q), _largest(rows * self.y)) or 1.0
+        t = rows**2 * (length / pull) * self.y
+        lower = self.z - self.program.l <= -t
+        return Activity(lower, (self.program.u - self.z <= t) & ~lower)
 
     @property
     def F(self) -> np.ndarray:

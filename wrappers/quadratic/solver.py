@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
 from backsolve.adjoint.sparse import CSR
@@ -73,6 +74,17 @@ class _Symmetric:
         return 0.5 * (P @ x + P.T @ x)
 
 
+def _weights(A: Any, x: Any, y: Any, q: Any) -> Any:
+    """Return the σ of `point`, in JAX."""
+    if isinstance(A, CSR):
+        rows = jnp.zeros(A.shape[0], A.dtype).at[A.pattern.rows].max(jnp.abs(A.data))
+    else:
+        rows = jnp.abs(A).max(axis=1, initial=0.0)
+    length, *pulls = (jnp.abs(a).max(initial=0.0) for a in (x, q, rows * y))
+    pull = jnp.maximum(*pulls)
+    return rows**2 * jnp.where(length > 0, length, 1.0) / jnp.where(pull > 0, pull, 1.0)
+
+
 @dataclass(frozen=True)
 class QuadraticSolver(Solver):
     """A solver of quadratic programs; params are `(P, q, A, l, u, start)`, start `(x, y)` or None.
@@ -100,7 +112,8 @@ class QuadraticSolver(Solver):
     def residual(self, x, params):
         """Return the optimality conditions."""
         P, q, A, l, u, _ = params
-        return quadratic_program(x, _Symmetric(P), q, A, l, u, smoothing=self._smoothing)
+        options = {"smoothing": self._smoothing, "weights": lax.stop_gradient(_weights(A, *x, q))}
+        return quadratic_program(x, _Symmetric(P), q, A, l, u, **options)
 
     def operator_at(self, params, product):
         """Return the linearised optimality conditions."""
