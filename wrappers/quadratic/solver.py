@@ -74,8 +74,9 @@ class _Symmetric:
         return 0.5 * (P @ x + P.T @ x)
 
 
-def _weights(A: Any, x: Any, y: Any, q: Any) -> Any:
+def _weights(xy: Any, q: Any, A: Any) -> Any:
     """Return the σ of `point`, in JAX."""
+    x, y = xy
     if isinstance(A, CSR):
         rows = jnp.zeros(A.shape[0], A.dtype).at[A.pattern.rows].max(jnp.abs(A.data))
     else:
@@ -112,7 +113,7 @@ class QuadraticSolver(Solver):
     def residual(self, x, params):
         """Return the optimality conditions."""
         P, q, A, l, u, _ = params
-        options = {"smoothing": self._smoothing, "weights": lax.stop_gradient(_weights(A, *x, q))}
+        options = {"smoothing": self._smoothing, "weights": lax.stop_gradient(_weights(x, q, A))}
         return quadratic_program(x, _Symmetric(P), q, A, l, u, **options)
 
     def operator_at(self, params, product):
