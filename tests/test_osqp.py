@@ -361,6 +361,17 @@ def test_the_pattern_of_an_object_may_not_change():
         osqp.from_solver(m)(Ax=np.ones(3))
 
 
+def test_an_object_that_was_set_up_anew_with_another_pattern_is_refused():
+    setup = {"P": sp.csc_matrix(np.eye(2)), "q": -np.ones(2), "verbose": False}
+    bounds = {"l": -np.ones(2), "u": np.ones(2)}
+    m = library.OSQP()
+    m.setup(A=sp.csc_matrix([[1.0, 0.0], [0.0, 2.0]]), **setup, **bounds)
+    solve = osqp.from_solver(m)
+    m.setup(A=sp.csc_matrix([[0.0, 1.0], [2.0, 0.0]]), **setup, **bounds)
+    with pytest.raises(InputError, match="another pattern of A"):
+        solve()
+
+
 def test_an_object_that_was_not_set_up_is_refused():
     with pytest.raises(InputError, match="after setup"):
         osqp.from_solver(library.OSQP())

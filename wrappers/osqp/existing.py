@@ -35,14 +35,26 @@ class _Handle:
 
     def __init__(self, osqp: Any):
         self.osqp, self.lock = osqp, threading.RLock()
-        held = self.held
+        held = osqp._derivative_cache
+        self._patterns = [(held[name].indices, held[name].indptr) for name in "PA"]
         self.P_pattern, self.P_order = _by_rows(held["P"])
         self.A_pattern, self.A_order = _by_rows(held["A"])
 
     @property
     def held(self) -> dict[str, Any]:
-        """The numbers that the object has now."""
-        return self.osqp._derivative_cache
+        """What the object has now.
+
+        Raises:
+            InputError: If it was set up anew with another pattern.
+        """
+        held = self.osqp._derivative_cache
+        for name, pattern in zip("PA", self._patterns, strict=True):
+            if not all(map(np.array_equal, pattern, (held[name].indices, held[name].indptr))):
+                raise InputError(
+                    f"the OSQP object was set up anew with another pattern of {name}: call "
+                    "from_solver again"
+                )
+        return held
 
     def load(self, program: Program, start: Any) -> None:
         """Update the object in place."""
