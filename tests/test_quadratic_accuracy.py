@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from quadratic_programs import CLASSES
 from quadratic_reference import central_difference, derivatives, tight
 
@@ -51,10 +52,23 @@ def errors(ours, theirs, scale):
     }
 
 
-def compared(name, n, seed, solve=osqp.solve):
+def in_other_units(program, rng, *, rows=0.0, columns=0.0):
+    """Scale rows and columns by powers of ten up to these."""
+    P, q, A, l, u = program
+    C = sp.diags_array(10 ** rng.uniform(-columns, columns, q.size))
+    R = sp.diags_array(10 ** rng.uniform(-rows, rows, l.size))
+    P, A = (C @ P @ C).tocsr(), (R @ A @ C).tocsr()
+    for M in (P, A):
+        M.sort_indices()
+    return P, C @ q, A, R @ l, R @ u
+
+
+def compared(name, n, seed, solve=osqp.solve, **units):
     """Return the largest relative error, whether it is trusted, and whether a derivative exists."""
-    program = CLASSES[name](n, seed)
     rng = np.random.default_rng([seed, n])
+    program = CLASSES[name](n, seed)
+    if units:
+        program = in_other_units(program, rng, **units)
     x_bar, y_bar = rng.standard_normal(program[1].size), rng.standard_normal(program[3].size)
     reference = tight(*program)
     smooth = reference.solved and margin(program, reference) > 1e-6
@@ -95,6 +109,14 @@ def test_gradients_of_larger_programs(name):
     error, trusted, smooth, _ = compared(name, 300, 7)
     assert trusted or not smooth
     assert error <= TOLERANCE or not trusted
+
+
+@pytest.mark.parametrize("units", [{"rows": 3}, {"columns": 2}])
+@pytest.mark.parametrize("name", CLASSES)
+def test_units_do_not_matter(name, units):
+    error, trusted, _, said = compared(name, 10, 1, **units)
+    assert trusted, said
+    assert error <= 1e-5
 
 
 @pytest.mark.parametrize("name", CLASSES)

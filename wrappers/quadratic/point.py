@@ -20,6 +20,8 @@ from .program import Program
 
 __all__ = ["Activity", "Point"]
 
+_NOTHING = 1e-14  # what is left of zeros
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -75,34 +77,40 @@ class Point:
         held[upper] = (self.z - self.program.u)[upper]
         return np.concatenate([self.stationarity, held])
 
-    # What slacks, multipliers and stationarity are judged by: the terms that should balance. A
-    # slack is small beside A x and the bounds, a multiplier where it pulls less than q and the
-    # others do. At x = 0 the length is that of a Newton step.
+    # What slacks, multipliers and stationarity are judged by: the terms that should balance, added
+    # up without their signs, so that it does not matter in which units rows and columns are. Next
+    # to the others' terms, those below a millionth count as rounding.
 
     @cached_property
-    def pull(self) -> float:
-        """Of stationarity."""
-        program = self.program
-        others = _largest(program.row_norms * self.y)
-        curved = _largest(program.P) * _largest(self.x)
-        return max(_largest(program.q), others, curved) or 1.0
+    def _magnitudes(self) -> tuple[np.ndarray, np.ndarray]:
+        """|P| |x| + |A|ᵀ |y| + |q| and |A| |x|."""
+        n = self.x.size
+        terms = self.program.magnitude(np.abs(np.concatenate([self.x, self.y])))
+        pull = terms[:n] + np.abs(self.program.q)
+        return _floored(pull, _largest(pull)), terms[n:]
+
+    @property
+    def pull(self) -> np.ndarray:
+        """The size of stationarity, `(n,)`."""
+        return self._magnitudes[0]
 
     @cached_property
     def slack_scale(self) -> np.ndarray:
-        """Of slacks, `(m,)`."""
-        program = self.program
-        curvature, length = _largest(program.P), _largest(self.x)
-        if curvature > 0:
-            length = max(length, min(self.pull / curvature, 1.0))
-        scale = np.maximum(np.abs(self.z), program.row_norms * length)
-        scale = np.maximum(scale, program.bound_size)
-        return scale if (scale > 0).all() else np.where(scale > 0, scale, _largest(scale) or 1.0)
+        """The size of slacks, `(m,)`: of A x and the bound that is nearer."""
+        l, u, z = self.program.l, self.program.u, self.z
+        bound = np.abs(np.where(z - l < u - z, l, u))
+        scale = np.maximum(self._magnitudes[1], np.where(np.isfinite(bound), bound, 0.0))
+        # At x = 0 there may be no length but that of the other bounds, or none at all.
+        return _floored(scale, max(_largest(scale), self.program.largest_bound))
 
     @cached_property
-    def multiplier_scale(self) -> np.ndarray:
-        """Of multipliers, `(m,)`."""
-        rows = self.program.row_norms
-        return self.pull / np.where(rows > 0, rows, 1.0)
+    def influence(self) -> np.ndarray:
+        """The largest part of stationarity that a multiplier of one makes up, `(m,)`."""
+        return self.program.row_norms_beside(self.pull)
+
+
+def _floored(size: np.ndarray, largest: float) -> np.ndarray:
+    return np.maximum(size, 1e-6 * largest if largest > _NOTHING else 1.0)
 
 
 def _largest(array: np.ndarray) -> float:

@@ -75,7 +75,7 @@ def _wrong(point: Point, activity: Activity) -> np.ndarray:
     """Return how far each constraint is violated, or its sign is wrong; zero if it is right."""
     program, y, z = point.program, point.y, point.z
     violation = np.maximum(program.l - z, z - program.u) / point.slack_scale
-    sign = np.where(activity.lower, y, -y) / point.multiplier_scale
+    sign = np.where(activity.lower, y, -y) * point.influence
     wrong = np.where(activity.inactive > 0, violation, np.where(program.equality, 0.0, sign))
     return np.where(wrong > _FEASIBLE, wrong, 0.0)
 

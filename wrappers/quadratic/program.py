@@ -100,6 +100,14 @@ class Program:
         return self._multiplied @ v
 
     @cached_property
+    def _magnitudes(self) -> Any:
+        return abs(self._multiplied)
+
+    def magnitude(self, v: np.ndarray) -> np.ndarray:
+        """Return |B| v."""
+        return self._magnitudes @ v
+
+    @cached_property
     def norm(self) -> float:
         """‖B‖, Frobenius'."""
         return math.sqrt(self.values.dot(self.values))
@@ -110,16 +118,22 @@ class Program:
         return self.l == self.u
 
     @cached_property
-    def bound_size(self) -> np.ndarray:
-        """The larger of |l| and |u|, where there is a bound at all."""
-        l, u = np.abs(self.l), np.abs(self.u)
-        return np.maximum(np.where(l < _UNBOUNDED, l, 0.0), np.where(u < _UNBOUNDED, u, 0.0))
+    def largest_bound(self) -> float:
+        """The largest |l| or |u|, but for what stands for no bound."""
+        bounds = np.abs(np.concatenate([self.l, self.u]))
+        return float(bounds[bounds < _UNBOUNDED].max(initial=0.0))
 
     @cached_property
     def row_norms(self) -> np.ndarray:
         """The largest |A[i, j]| of each row."""
+        return self.row_norms_beside(np.ones(self.structure.n))
+
+    def row_norms_beside(self, size: np.ndarray) -> np.ndarray:
+        """Return the largest |A[i, j]| / size[j] of each row."""
         s = self.structure
-        start = s.K_indptr[s.n : -1]  # of rows of K; none is empty, for the diagonal is there
         if not s.m:
             return np.zeros(0)
-        return np.maximum.reduceat(np.abs(self.values), start)
+        first = s.K_indptr[s.n]  # K's lower rows: those of A, and a zero on the diagonal
+        weights = np.concatenate([1.0 / size, np.zeros(s.m)])
+        entries = np.abs(self.values[first:]) * weights[s.K_indices[first:]]
+        return np.maximum.reduceat(entries, s.K_indptr[s.n : -1] - first)

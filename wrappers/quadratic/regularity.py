@@ -83,15 +83,18 @@ def _margins(point: Point, active: np.ndarray) -> np.ndarray:
     """Return how far each inequality is from becoming active or inactive; inf for equalities."""
     program, z = point.program, point.z
     slack = np.minimum(z - program.l, program.u - z) / point.slack_scale
-    margin = np.where(active, np.abs(point.y) / point.multiplier_scale, slack)
+    margin = np.where(active, np.abs(point.y) * point.influence, slack)
     margin[program.equality] = np.inf
     return margin
 
 
 def _off(point: Point, active: np.ndarray) -> float:
+    """Return the largest residual beside the largest terms that should have balanced."""
+    # Refinement makes the largest entries of a defect small, not each beside its own terms.
     n, F = point.x.size, np.abs(point.F)
-    constraints = F[n:] / np.where(active, point.slack_scale, point.multiplier_scale)
-    return max(float(F[:n].max(initial=0.0)) / point.pull, float(constraints.max(initial=0.0)))
+    slack = np.where(active, F[n:], 0.0).max(initial=0.0) / point.slack_scale.max(initial=1e-300)
+    pull = np.where(active, 0.0, F[n:] * point.influence).max(initial=0.0)
+    return float(max(F[:n].max(initial=0.0) / point.pull.max(initial=1e-300), slack, pull))
 
 
 def _plural(count: int, noun: str) -> str:
