@@ -1,5 +1,6 @@
 """What a solution means: F(x, θ) in jax.numpy, for `implicit`, `custom_root` and `Solver`."""
 
+from . import cones as cones
 from .kkt import constrained as constrained
 from .kkt import quadratic_program as quadratic_program
 from .linear import linear_system as linear_system
@@ -7,6 +8,7 @@ from .linear import normal_equations as normal_equations
 from .stationary import stationary as stationary
 
 __all__ = [
+    "cones",
     "constrained",
     "linear_system",
     "normal_equations",
