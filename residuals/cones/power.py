@@ -29,7 +29,7 @@ def power(v: Any, α: Any) -> jax.Array:
         v: `(3,)`.
         α: Between 0 and 1, a constant: there is no derivative by it.
     """
-    return homogeneous(_projection)(v, α)
+    return _scaled(v, α)
 
 
 def dual_power(v: Any, α: Any) -> jax.Array:
@@ -58,6 +58,9 @@ def _derivative(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[An
     p, w, n, κ = _curved(v_curved, α)
     dp = jnp.select([inside, polar], [dv, 0.0 * dv], slide(w, n, κ, dv))
     return jnp.select([inside, polar], [v, 0.0 * v], p), dp
+
+
+_scaled = homogeneous(_projection)
 
 
 def _regions(v: Any, α: Any) -> tuple[Any, Any, Any]:

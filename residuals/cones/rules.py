@@ -23,6 +23,7 @@ def homogeneous(projection: Callable[..., jax.Array]) -> Callable[..., jax.Array
         projection: `Π(v, *parameters)`, for v `(n,)`.
     """
 
+    @jax.jit  # once for all calls: without it, a call outside of jit compiles its loops anew
     @functools.wraps(projection)
     def scaled(v: Any, *parameters: Any) -> jax.Array:
         v = jnp.asarray(v)

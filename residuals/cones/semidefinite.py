@@ -27,7 +27,7 @@ def semidefinite(v: Any, triangle: str = "lower") -> jax.Array:
         v: `(k (k + 1) / 2,)`, packed as by `pack`.
         triangle: "lower" (SCS) or "upper" (Clarabel).
     """
-    return pack(homogeneous(_projection)(unpack(v, triangle)), triangle)
+    return pack(_scaled(unpack(v, triangle)), triangle)
 
 
 def pack(X: Any, triangle: str = "lower") -> jax.Array:
@@ -74,6 +74,9 @@ def _projection(X: jax.Array) -> jax.Array:
 def _rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     (X,), (E,) = primals, tangents
     return _projection(X), _derivative(X, E)
+
+
+_scaled = homogeneous(_projection)
 
 
 def _derivative(X: jax.Array, E: jax.Array) -> jax.Array:
