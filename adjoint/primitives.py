@@ -112,16 +112,19 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
     return _over_batch(tangent, batch, x, ticket, *params, *[tangents[i] for i in moving])
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _residual(problem: Problem, moving: tuple[int, ...]) -> Callable:
-    """Return F of x, the leaves of θ that move, and the others: outside of jit, compiled once."""
+    """Return F of x, the leaves of θ that move, and the others: outside of jit, compiled once.
+
+    `A x − b` is a few operations, and not worth a compilation for each pattern of A.
+    """
 
     def F(x, some, fixed):
         values, others = iter(some), iter(fixed)
         count = len(some) + len(fixed)
         return problem.F(x, [next(values if i in moving else others) for i in range(count)])
 
-    return jax.jit(F, inline=True)
+    return F if problem.is_linear else jax.jit(F, inline=True)
 
 
 def _solve_jvp(params, tangents, *, problem):
