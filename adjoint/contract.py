@@ -25,7 +25,8 @@ class Solution:
     Attributes:
         value: The solution x, or NaN where the solve failed.
         status: How the solve ended; an int32 array once it has passed through JAX.
-        stats: Numbers worth keeping, such as `"iterations"`; records hold them all.
+        stats: Numbers worth keeping, such as `"iterations"`; records hold them all. Of a batch they
+            hold the largest, or of a name that ends in `"margin"` the smallest.
         state: Reusable work of `linear_solve` (a factorisation); host only. Its size is taken from
             an `nbytes` attribute.
         jacobian: The Jacobian that `state` was made from: the engine hands the state back for an

@@ -372,6 +372,15 @@ def test_an_object_that_was_set_up_anew_with_another_pattern_is_refused():
         solve()
 
 
+def test_an_object_that_osqp_let_pass_without_convexity_is_refused():
+    m = library.OSQP()
+    P, q = sp.csc_matrix(np.diag([1.0, -0.01])), np.array([-1.0, -1.0])
+    m.setup(P, q, sp.csc_matrix(np.eye(2)), -np.ones(2), np.ones(2), verbose=False)
+    assert m.solve(raise_error=False).info.status == "solved"  # at a bound: a local minimum
+    with pytest.raises(SolverError, match=r"\[NOT_CONVEX\]"):
+        osqp.from_solver(m)()
+
+
 def test_an_object_that_was_not_set_up_is_refused():
     with pytest.raises(InputError, match="after setup"):
         osqp.from_solver(library.OSQP())

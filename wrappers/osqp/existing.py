@@ -6,6 +6,7 @@ Quirks: the object keeps what it was set up with in `_derivative_cache`, and now
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from backsolve.adjoint.status import InputError
 from ..quadratic.interface import QPSolution, checked_options, solve_program
 from ..quadratic.program import Program
 from ..quadratic.solver import QuadraticSolver
-from .workspace import SetupFailed, outcome_of, solutions, update_matrices, update_vectors
+from .workspace import (
+    SetupFailed,
+    check_convex,
+    outcome_of,
+    solutions,
+    update_matrices,
+    update_vectors,
+)
 
 __all__ = ["from_solver"]
 
@@ -35,6 +43,7 @@ class _Handle:
 
     def __init__(self, osqp: Any):
         self.osqp, self.lock = osqp, threading.RLock()
+        self._convex: np.ndarray | None = None  # a P that is known to be
         held = osqp._derivative_cache
         self._patterns = [(held[name].indices, held[name].indptr) for name in "PA"]
         self.P_pattern, self.P_order = _by_rows(held["P"])
@@ -61,9 +70,11 @@ class _Handle:
         s, held = program.structure, self.held
         update_vectors(self.osqp, program)
         P, A = program.P, program.A[s.A_order]
-        same_P, same_A = np.array_equal(P, held["P"].data), np.array_equal(A, held["A"].data)
-        if not (same_P and same_A):
-            update_matrices(self.osqp, program, P_changed=not same_P)
+        if self._convex is None or not np.array_equal(P, self._convex):
+            check_convex(program)
+            self._convex = P.copy()
+        if not (np.array_equal(P, held["P"].data) and np.array_equal(A, held["A"].data)):
+            update_matrices(self.osqp, program)
             held["P"].data, held["A"].data = P.copy(), A
         held |= {"q": program.q.copy(), "l": program.l.copy(), "u": program.u.copy()}
         if start is not None:
@@ -101,7 +112,8 @@ class _UserOSQP(QuadraticSolver):
             except SetupFailed as failed:
                 yield failed.outcome
                 return
-            yield from map(outcome_of, solutions(handle.osqp))
+            with contextlib.closing(solutions(handle.osqp)) as results:
+                yield from map(outcome_of, results)
 
 
 def from_solver(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = [
     "SetupFailed",
     "Workspace",
     "borrowed",
+    "check_convex",
     "outcome_of",
     "solutions",
     "update_matrices",
@@ -64,9 +65,7 @@ class SetupFailed(Exception):
         outcome: What there is to say of it.
     """
 
-    def __init__(self, name: str, settings: dict[str, Any]):
-        if name == "OSQP_SETTINGS_VALIDATION_ERROR":
-            raise InputError(f"OSQP refuses a value among the settings {settings}")
+    def __init__(self, name: str):
         super().__init__(name)
         nothing = np.zeros(0)
         self.outcome = Outcome(_ERRORS.get(name, Status.UNKNOWN), name, nothing, nothing, 0)
@@ -114,7 +113,10 @@ class Workspace:
         try:
             self.osqp.setup(*numbers, **given)
         except require("osqp").OSQPException as error:
-            raise SetupFailed(_error(*error.args), given) from None
+            name = _error(*error.args)
+            if name == "OSQP_SETTINGS_VALIDATION_ERROR":
+                raise InputError(f"OSQP refuses a value among the settings {given}") from None
+            raise SetupFailed(name) from None
         except TypeError as error:
             raise InputError(f"OSQP refuses a value among the settings {given}") from error
         check_convex(program)
@@ -127,8 +129,10 @@ class Workspace:
         s = program.structure
         update_vectors(self.osqp, program)
         same_P, same_A = np.array_equal(program.P, self._P), np.array_equal(program.A, self._A)
+        if not same_P:
+            check_convex(program)
         if rescale or not (same_P and same_A):
-            update_matrices(self.osqp, program, P_changed=not same_P)
+            update_matrices(self.osqp, program)
             self._P, self._A = program.P, program.A
         if self._adapted:
             self.osqp.update_settings(rho=self._rho)
@@ -138,9 +142,10 @@ class Workspace:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Solve from where the object is, and go on to tighter tolerances."""
-        for result in solutions(self.osqp):
-            self._adapted = self._adapted or result.info.rho_updates > 0
-            yield outcome_of(result)
+        with contextlib.closing(solutions(self.osqp)) as results:
+            for result in results:
+                self._adapted = self._adapted or result.info.rho_updates > 0
+                yield outcome_of(result)
 
 
 def update_vectors(osqp: Any, program: Program) -> None:
@@ -153,23 +158,21 @@ def update_vectors(osqp: Any, program: Program) -> None:
 def check_convex(program: Program) -> None:
     """See that P is positive semidefinite, of which OSQP notices a part only."""
     if not is_convex(program):
-        raise SetupFailed("OSQP_NONCVX_ERROR", {})
+        raise SetupFailed("OSQP_NONCVX_ERROR")
 
 
-def update_matrices(osqp: Any, program: Program, *, P_changed: bool) -> None:
+def update_matrices(osqp: Any, program: Program) -> None:
     """Give an OSQP object other values of its matrices."""
-    if P_changed:
-        check_convex(program)
     A = program.A[program.structure.A_order]
     _checked(osqp._solver.update_data_mat(P_x=program.P, P_i=None, A_x=A, A_i=None))
 
 
 def _checked(code: int) -> None:
     if code:  # of a KKT matrix that is not quasidefinite: the vectors were checked before
-        raise SetupFailed("OSQP_NONCVX_ERROR", {})
+        raise SetupFailed("OSQP_NONCVX_ERROR")
 
 
-def solutions(osqp: Any) -> Iterator[Any]:
+def solutions(osqp: Any) -> Generator[Any]:
     """Solve, then go on from there to tighter tolerances, and put these back."""
     yield osqp.solve(raise_error=False)
     tolerances = {name: getattr(osqp.settings, name) for name in ("eps_abs", "eps_rel")}

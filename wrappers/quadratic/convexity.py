@@ -1,6 +1,6 @@
 """Whether a program is convex, for libraries that do not ask.
 
-P + δ diag(r) = L D Lᵀ,  r[i] the largest entry of row i        D > 0 if P is positive semidefinite
+    P + δ diag(r) = L D Lᵀ,  r[i] the largest entry of row i        D > 0 if P is semidefinite
 
 By default δ is what OSQP lets pass for rounding: σ, added to a P with rows of the size of one.
 """

@@ -92,7 +92,7 @@ def solve_program(
         raise InputError(f"u has shape {tuple(u.shape)}, but l has {tuple(l.shape)}")
     A = _matrix(A, "A", (m, n), "l and q")
     if isinstance(P, CSR):
-        is_triangle(P.pattern)
+        is_triangle(P.pattern)  # or symmetric: an error otherwise
     params = P, q, A, l, u, _start(start, n, m)
     solution = solve(solver, params, full_output=True, **policy)
     x, y = solution.value

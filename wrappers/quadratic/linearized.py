@@ -1,10 +1,12 @@
 """The linearised optimality conditions of a quadratic program, and how they are solved.
 
-J = [ P          Aᵀ ]        S² + D = I, D = Π'(A x + y): one for an inactive constraint,
-    [ S² A       −D ]        zero for an active one
+    J = [ P          Aᵀ ]        S² + D = I, D the slope of Π: one for an inactive constraint,
+        [ S² A       −D ]        zero for an active one
 
-J v = r     K [v_x; w] = [r_x + AᵀD r_y; S (I + D) r_y],   v_y = S w − D r_y
-Jᵀ v = r    K [v_x; w] = [r_x; S r_y],                     v_y = w / S or (A v_x − r_y) / D
+    J v = r     K [v_x; w] = [r_x + AᵀD r_y; S (I + D) r_y],   v_y = S w − D r_y
+    Jᵀ v = r    K [v_x; w] = [r_x; S r_y],                     v_y = w / S or (A v_x − r_y) / D
+
+K is symmetric, and one factor serves both.
 """
 
 from __future__ import annotations
@@ -159,6 +161,8 @@ class ActiveSet(Solver):
 
     degenerate: str = "raise"
     name = "qdldl"
+    # "Iterative": the errors that are there are measured. Conditioning by a random right-hand side
+    # would count null directions that the given one has no part in.
     capabilities = Capabilities(iterative=True, tolerance=1e-8)
 
     def linear_solve(self, jacobian, rhs, state, *, transposed):
