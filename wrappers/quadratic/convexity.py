@@ -29,12 +29,12 @@ class _Factor(Workspace):
     def __init__(self, structure: Structure):
         super().__init__()
         s = structure
-        count = s.U_indptr[s.n]
+        count = s.K.upper_indptr[s.n]
         # A diagonal entry that P lacks is a zero behind the others.
-        self.source = np.minimum(s.K_source[s.U_of_K[:count]], s.P_indices.size)
-        self.rows, self.columns = s.U_indices[:count], s.U_columns[:count]
-        self.diagonal = s.U_diagonal[: s.n]
-        self.ldl = LDL(self.rows, s.U_indptr[: s.n + 1])
+        self.source = np.minimum(s.K_source[s.K.upper[:count]], s.P_indices.size)
+        self.rows, self.columns = s.K.upper_indices[:count], s.K.upper_columns[:count]
+        self.diagonal = s.K.upper_diagonal[: s.n]
+        self.ldl = LDL(self.rows, s.K.upper_indptr[: s.n + 1])
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,7 +23,8 @@ from backsolve.adjoint.operators import Operator, frobenius_norm
 from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 
-from .kkt import CONSISTENT, Factored
+from ..quasidefinite.factored import CONSISTENT
+from .kkt import FactoredKKT
 from .point import Point
 from .program import Program
 from .regularity import Regularity
@@ -134,8 +135,8 @@ class State:
         factored: Its factor, if there is one already.
     """
 
-    def __init__(self, J: Linearized, factored: Factored | None = None):
-        self.factored = factored or Factored(J.program, J.D, J.smoothing)
+    def __init__(self, J: Linearized, factored: FactoredKKT | None = None):
+        self.factored = factored or FactoredKKT(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
         self._exact = State(J.exact) if J.smoothing else None
         self.regularity: Regularity

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .kkt import CONSISTENT, Factored
+from ..quasidefinite.factored import CONSISTENT
+from .kkt import FactoredKKT
 from .point import Activity, Point
 
 __all__ = ["Polished", "polish"]
@@ -38,7 +39,7 @@ class Polished:
     """
 
     point: Point
-    factored: Factored
+    factored: FactoredKKT
     repairs: int
     settled: bool
 
@@ -49,7 +50,7 @@ def polish(point: Point) -> Polished:
     n, seen, one_by_one = program.structure.n, set(), False
     for repairs in range(_ROUNDS):
         D = activity.inactive
-        factored = Factored(program, D)
+        factored = FactoredKKT(program, D)
         bound = np.where(activity.lower, program.l, program.u)
         r = np.concatenate([-program.q, np.where(D > 0, 0.0, bound)])
         start = np.concatenate([point.x, np.where(D > 0, 0.0, point.y)])

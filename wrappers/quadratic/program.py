@@ -83,7 +83,7 @@ class Program:
     @property
     def B(self) -> Any:
         """B, of SciPy."""
-        return self.structure.K_csr(self.values)
+        return self.structure.K.matrix(self.values)
 
     @cached_property
     def _multiplied(self) -> Any:
@@ -92,7 +92,7 @@ class Program:
         if size > _DENSE:
             return self.B
         dense = np.zeros((size, size))
-        dense[s.K_rows, s.K_indices] = self.values
+        dense[s.K.rows, s.K.indices] = self.values
         return dense
 
     def product(self, v: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class Program:
         s = self.structure
         if not s.m:
             return np.zeros(0)
-        first = s.K_indptr[s.n]  # K's lower rows: those of A, and a zero on the diagonal
+        first = s.K.indptr[s.n]  # K's lower rows: those of A, and a zero on the diagonal
         weights = np.concatenate([1.0 / size, np.zeros(s.m)])
-        entries = np.abs(self.values[first:]) * weights[s.K_indices[first:]]
-        return np.maximum.reduceat(entries, s.K_indptr[s.n : -1] - first)
+        entries = np.abs(self.values[first:]) * weights[s.K.indices[first:]]
+        return np.maximum.reduceat(entries, s.K.indptr[s.n : -1] - first)

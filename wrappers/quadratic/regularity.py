@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .kkt import CONSISTENT, Factored
+from ..quasidefinite.factored import CONSISTENT
+from .kkt import FactoredKKT
 from .point import Point
 
 __all__ = ["Regularity"]
@@ -44,7 +45,7 @@ class Regularity:
     off: float
 
     @classmethod
-    def of(cls, point: Point, factored: Factored) -> Regularity:
+    def of(cls, point: Point, factored: FactoredKKT) -> Regularity:
         """Examine a point, with K of its active set."""
         active = factored.D < 0.5
         margin, off = _margins(point, active), _off(point, active)
@@ -106,7 +107,7 @@ def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
 
 
-def _deficiency(factored: Factored) -> tuple[int, bool]:
+def _deficiency(factored: FactoredKKT) -> tuple[int, bool]:
     """Return how many active rows are dependent, and whether x is unique.
 
     K v = r with a random r has no solution if K is singular, and what is left over lies in the

@@ -8,7 +8,6 @@ Everything here depends on the patterns of P and A only, and is found once for e
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -17,6 +16,8 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import CSR, Pattern
 from backsolve.adjoint.status import InputError
+
+from ..quasidefinite.layout import Layout, column_of
 
 __all__ = ["Structure", "is_triangle", "pattern_of", "structure_of"]
 
@@ -59,14 +60,8 @@ class Structure:
         A_order: Where in A's data its entries are, by columns.
         A_indices, A_indptr: A by columns.
         A_rows: Row of each entry of A.
-        K_indices, K_indptr: K by rows, both triangles and the whole diagonal.
-        K_rows: Row of each entry of K.
-        K_diagonal: Which entries are on the diagonal.
+        K: The pattern of K.
         K_source: Which of `(upper triangle of P, A, 0)` each entry of K is.
-        U_of_K: Which entries of K make its upper triangle, by columns.
-        U_indices, U_indptr: That triangle by columns.
-        U_columns: Column of each of its entries.
-        U_diagonal: Which of its entries are on the diagonal.
     """
 
     def __init__(self, P: Pattern, A: Pattern):
@@ -76,7 +71,7 @@ class Structure:
         A_csc, self.A_order = A.transposition
         self.A_indices, self.A_indptr, self.A_rows = A_csc.indices, A_csc.indptr, A.rows
         # K as coordinates, each with the place that its number comes from.
-        i, j = self.P_indices, _columns(self.P_indptr)
+        i, j = self.P_indices, column_of(self.P_indptr)
         off, a = i != j, n + A.rows
         from_P = np.arange(i.size)
         from_A = i.size + np.arange(A.nnz)
@@ -87,18 +82,8 @@ class Structure:
         source = [from_P, from_P[off], np.full(bare.size, zero), from_A, from_A]
         source.append(np.full(m, zero))
         rows, columns, source = map(np.concatenate, (rows, columns, source))
-        order = np.lexsort((columns, rows))
-        rows, columns = rows[order], columns[order]
-        self.K_source, self.K_indices = source[order], columns.astype(np.int32)
-        self.K_indptr = np.searchsorted(rows, np.arange(n + m + 1)).astype(np.int32)
-        self.K_rows = rows.astype(np.int32)
-        self.K_diagonal = np.flatnonzero(columns == rows)
-        # By symmetry column j of the upper triangle is row j of the lower one.
-        self.U_of_K = np.flatnonzero(columns <= rows)
-        self.U_indices = self.K_indices[self.U_of_K]
-        self.U_columns = self.K_rows[self.U_of_K]
-        self.U_indptr = np.searchsorted(self.U_columns, np.arange(n + m + 1)).astype(np.int32)
-        self.U_diagonal = self.U_indptr[1:] - 1
+        self.K = Layout(rows, columns, np.arange(n + m) < n)
+        self.K_source = source[self.K.order]
 
     def _upper_triangle_of(self, P: Pattern) -> None:
         transposed, order = P.transposition
@@ -111,18 +96,6 @@ class Structure:
         counts = np.bincount(columns[keep], minlength=self.n)
         self.P_indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
-    @functools.cached_property
-    def _K(self) -> Any:
-        size = self.n + self.m
-        arrays = np.zeros(self.K_indices.size), self.K_indices, self.K_indptr
-        return require("scipy.sparse").csr_array(arrays, shape=(size, size))
-
-    def K_csr(self, values: np.ndarray) -> Any:
-        """Return a matrix on the pattern of K, of SciPy."""
-        matrix = copy.copy(self._K)  # SciPy's checks take ten times as long
-        matrix.data = values
-        return matrix
-
     def P_csc(self, upper: np.ndarray) -> Any:
         """Return the upper triangle of P, of SciPy."""
         arrays = upper, self.P_indices, self.P_indptr
@@ -132,10 +105,6 @@ class Structure:
         """Return A by columns, of SciPy."""
         arrays = data[self.A_order], self.A_indices, self.A_indptr
         return require("scipy.sparse").csc_matrix(arrays, shape=(self.m, self.n))
-
-
-def _columns(indptr: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(indptr.size - 1, dtype=np.int32), np.diff(indptr))
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,173 @@
+"""K factored and solved with.
+
+QDLDL factors the equilibrated `e K e + δ diag(signs)`; solutions are refined on K itself. Where
+that fails, SuperLU takes K as it is.
+
+P. Gill, M. Saunders and J. Shinnerl, "On the stability of Cholesky factorization for symmetric
+quasidefinite systems", SIAM J. Matrix Anal. Appl. 17 (1996).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.pool import Pool, Workspace
+from backsolve.adjoint.registry import require
+from backsolve.adjoint.store import default_limit
+
+from ..qdldl import LDL
+from .layout import Layout
+
+__all__ = ["CONSISTENT", "Factored"]
+
+_SHIFTS = (1e-9, 1e-8, 1e-7, 1e-6)  # δ, until the factor exists
+_ROUNDS = 40  # of refinement
+_ENOUGH = 1e-15  # backward error at which refinement ends
+_SINGULAR = 1e7  # ‖v‖ / ‖r‖, both equilibrated
+_DENSE = 1000  # size up to which least squares are dense
+CONSISTENT = 1e-7  # ‖K v − r‖ / ‖r‖ up to which K v = r has a solution
+
+
+class _Factor(Workspace):
+    """QDLDL's factor of one pattern."""
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.ldl = LDL(layout.upper_indices, layout.upper_indptr)
+
+
+@functools.lru_cache(maxsize=64)
+def _pool(layout: Layout) -> Pool[_Factor]:
+    limit = max(4, default_limit() // layout.nbytes)
+    return Pool(lambda: _Factor(layout), limit=min(limit, 1024))
+
+
+class Factored:
+    """The factored K of one set of values; subclasses know where these come from.
+
+    Args:
+        layout: The pattern of K.
+        norm: ‖K‖, or what comes near it.
+
+    Attributes:
+        nbytes: Size of the factor.
+    """
+
+    def __init__(self, layout: Layout, norm: float):
+        self.layout, self.norm, self.nbytes = layout, norm, layout.nbytes
+        self._lu: Any = None
+        self._pivots: np.ndarray | None = None
+        self._load(robbed=False)
+
+    def values(self) -> np.ndarray:
+        """Return the entries of K by rows."""
+        raise NotImplementedError
+
+    def product(self, v: np.ndarray) -> np.ndarray:
+        """Return K v."""
+        raise NotImplementedError
+
+    def _load(self, *, robbed: bool) -> None:
+        layout, values = self.layout, self.values()
+        self._scale = e = layout.equilibration(values)
+        scaled = values[layout.upper] * e[layout.upper_indices] * e[layout.upper_columns]
+        self._factor = _pool(layout).acquire(self, robbed=robbed)
+        with self._factor.lock:
+            for δ in _SHIFTS:
+                shifted = scaled.copy()
+                shifted[layout.upper_diagonal] += δ * layout.signs
+                self._pivots = self._factor.ldl.factor(shifted)
+                if self._pivots is not None:
+                    break
+
+    @property
+    def convex(self) -> bool:
+        """Whether as many pivots are positive as should be, as far as the factor tells."""
+        if self._pivots is None:
+            return True
+        return int((self._pivots > 0).sum()) == int((self.layout.signs > 0).sum())
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether a pivot is so small that K may be singular."""
+        return self._pivots is None or bool(np.abs(self._pivots).min(initial=1.0) < 1e-6)
+
+    def solve(self, r: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+        """Solve K v = r, refining a start if there is one.
+
+        Returns:
+            v, and ‖K v − r‖ / ‖r‖.
+        """
+        v, left = self._refined(self._ldl_solve, r, start)
+        size = frobenius_norm(r)
+        # So large a solution says that K is singular, which no other factor would help.
+        large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
+        if left > 1e-2 * CONSISTENT * size and not large:
+            w, after = self._refined(self._lu_solve, r, start)
+            if after < left:
+                v, left = w, after
+        return v, left / size if size else left
+
+    def _refined(
+        self, solve: Any, r: np.ndarray, start: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        v = np.zeros_like(r) if start is None else start
+        defect = r if start is None else r - self.product(v)
+        left, size = frobenius_norm(defect), frobenius_norm(r)
+        for _ in range(_ROUNDS):
+            if left <= _ENOUGH * (self.norm * frobenius_norm(v) + size):
+                break
+            step = solve(defect)
+            if step is None:
+                break
+            w = v + step
+            after = r - self.product(w)
+            norm = frobenius_norm(after)
+            # Slow progress is that of a nearly singular K, and comes to its end all the same.
+            if not norm < 0.9 * left:
+                if norm < left:
+                    v, left = w, norm
+                break
+            v, defect, left = w, after, norm
+        return v, left
+
+    def _ldl_solve(self, r: np.ndarray) -> np.ndarray | None:
+        while True:
+            factor = self._factor
+            with factor.lock:
+                if factor.holder() is self:
+                    if self._pivots is None:
+                        return None
+                    return self._scale * factor.ldl.solve(self._scale * r)
+            self._load(robbed=True)
+
+    def _lu_solve(self, r: np.ndarray) -> np.ndarray | None:
+        if self._lu is None:
+            K, self._lu = self.matrix().tocsc(), False
+            # SuperLU reads beyond its arrays if K is singular by its pattern.
+            if require("scipy.sparse.csgraph").structural_rank(K) == r.size:
+                with contextlib.suppress(RuntimeError):  # exactly singular
+                    self._lu = require("scipy.sparse.linalg").splu(K)
+        return self._lu.solve(r) if self._lu else None
+
+    def matrix(self) -> Any:
+        """Return K, of SciPy."""
+        return self.layout.matrix(self.values())
+
+    def least_squares(self, r: np.ndarray) -> np.ndarray:
+        """Return the shortest v of those that minimise ‖K v − r‖."""
+        K = self.matrix()
+        if r.size <= _DENSE:
+            return np.linalg.lstsq(K.toarray(), r, rcond=1e-11)[0]
+        lsmr = require("scipy.sparse.linalg").lsmr
+        return lsmr(K, r, atol=1e-14, btol=1e-14, conlim=0.0, maxiter=20 * r.size)[0]
+
+    def estimate(self, r: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return K⁻¹ r, for an estimate of ‖K⁻¹‖; K is symmetric."""
+        del transposed
+        return self.solve(r)[0]

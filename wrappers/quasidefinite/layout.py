@@ -1,0 +1,89 @@
+"""Where the entries of a symmetric matrix K are: by rows for products, and by its upper triangle.
+
+Everything here depends on the pattern of K only, and is found once for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.registry import require
+
+__all__ = ["Layout", "column_of"]
+
+
+def column_of(indptr: np.ndarray) -> np.ndarray:
+    """Return the column (or row) of each entry of a matrix that is stored by them."""
+    return np.repeat(np.arange(indptr.size - 1, dtype=np.int32), np.diff(indptr))
+
+
+class Layout:
+    """The pattern of a symmetric K with its whole diagonal; hashed by identity.
+
+    Args:
+        rows: Row of each entry, both triangles, in any order.
+        columns: Column of each.
+        positive: `(size,) bool`, which unknowns belong to the positive part, E.
+
+    Attributes:
+        order: Brings what was given in the order of rows and columns into that by rows.
+        indices, indptr: K by rows.
+        rows: Row of each entry.
+        diagonal: Which entries are on the diagonal.
+        upper: Which entries make the upper triangle, by columns.
+        upper_indices, upper_indptr: That triangle by columns.
+        upper_columns: Column of each of its entries.
+        upper_diagonal: Which of its entries are on the diagonal.
+        signs: 1 where an unknown belongs to E, −1 elsewhere.
+    """
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, positive: np.ndarray):
+        self.size = positive.size
+        self.signs = np.where(positive, 1.0, -1.0)
+        self.order = np.lexsort((columns, rows))
+        rows, columns = rows[self.order], columns[self.order]
+        ends = np.arange(self.size + 1)
+        self.indices, self.rows = columns.astype(np.int32), rows.astype(np.int32)
+        self.indptr = np.searchsorted(rows, ends).astype(np.int32)
+        self.diagonal = np.flatnonzero(columns == rows)
+        # By symmetry column j of the upper triangle is row j of the lower one.
+        self.upper = np.flatnonzero(columns <= rows)
+        self.upper_indices = self.indices[self.upper]
+        self.upper_columns = self.rows[self.upper]
+        self.upper_indptr = np.searchsorted(self.upper_columns, ends).astype(np.int32)
+        self.upper_diagonal = self.upper_indptr[1:] - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a factor, as far as they are known."""
+        # A double and a 32-bit index for each entry: of K, and of L with as much again filled in.
+        return 12 * 3 * self.indices.size
+
+    @functools.cached_property
+    def _K(self) -> Any:
+        arrays = np.zeros(self.indices.size), self.indices, self.indptr
+        return require("scipy.sparse").csr_array(arrays, shape=(self.size, self.size))
+
+    def matrix(self, values: np.ndarray) -> Any:
+        """Return K with these values, of SciPy."""
+        matrix = copy.copy(self._K)  # SciPy's checks take ten times as long
+        matrix.data = values
+        return matrix
+
+    def equilibration(self, values: np.ndarray) -> np.ndarray:
+        """Return e such that the largest entry of each row of `diag(e) K diag(e)` is near one.
+
+        D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", RAL
+        technical report RAL-TR-2001-034.
+        """
+        values, start = np.abs(values), self.indptr[:-1]
+        largest = np.maximum.reduceat(values, start)
+        e = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
+        for _ in range(2):
+            largest = np.maximum.reduceat(values * e[self.indices], start) * e
+            e /= np.sqrt(np.where(largest > 0, largest, 1.0))
+        return e
