@@ -9,8 +9,8 @@ from jax.experimental.sparse import BCOO
 
 import backsolve
 from backsolve import CSR, InputError, Status, clarabel, osqp, parametrize_with_checks
-from backsolve.wrappers.quadratic.convexity import is_convex
 from backsolve.wrappers.quadratic.program import Program
+from backsolve.wrappers.quasidefinite.convexity import is_convex
 
 
 @parametrize_with_checks(

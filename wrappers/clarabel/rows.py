@@ -15,7 +15,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 
 from ..quadratic.program import Program
-from ..quadratic.structure import Structure
+from ..quasidefinite.structure import Structure
 
 __all__ = ["Rows", "rows_of"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError
 
-from ..quadratic.interface import check_names
+from ..quasidefinite.arguments import check_names
 
 __all__ = ["Settings", "as_settings", "native"]
 

@@ -17,10 +17,11 @@ import numpy as np
 from backsolve.adjoint.registry import register, require
 from backsolve.adjoint.status import Status
 
-from ..quadratic.convexity import is_convex
-from ..quadratic.interface import QPSolution, checked_options, policy_among, solve_program
+from ..quadratic.interface import DEGENERATE, QPSolution, solve_program
 from ..quadratic.program import Program
 from ..quadratic.solver import Outcome, QuadraticSolver
+from ..quasidefinite.arguments import checked_options, policy_among
+from ..quasidefinite.convexity import is_convex
 from .rows import rows_of
 from .settings import Settings, as_settings, native
 
@@ -138,6 +139,6 @@ def solve(
     quadratic objectives", arXiv:2405.12762 (2024).
     """
     policy, settings = policy_among(settings)
-    options = checked_options(polish, degenerate)
+    options = checked_options(polish, degenerate, DEGENERATE)
     solver = Clarabel(*options, as_settings(settings))
     return solve_program(solver, P, q, A, l, u, None, policy)

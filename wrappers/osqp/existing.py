@@ -19,9 +19,10 @@ from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.sparse import CSR, Pattern
 from backsolve.adjoint.status import InputError
 
-from ..quadratic.interface import QPSolution, checked_options, solve_program
+from ..quadratic.interface import DEGENERATE, QPSolution, solve_program
 from ..quadratic.program import Program
 from ..quadratic.solver import QuadraticSolver
+from ..quasidefinite.arguments import checked_options
 from .workspace import (
     SetupFailed,
     check_convex,
@@ -145,7 +146,7 @@ def from_solver(
             f"m must be an osqp.OSQP object after setup(P, q, A, l, u), found {type(m).__name__}"
         )
     handle = _Handle(m)
-    solver = _UserOSQP(*checked_options(polish, degenerate), handle)
+    solver = _UserOSQP(*checked_options(polish, degenerate, DEGENERATE), handle)
 
     def solve(
         q: Any = None,

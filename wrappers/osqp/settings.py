@@ -15,7 +15,7 @@ import numpy as np
 from backsolve.adjoint.inputs import real_number
 from backsolve.adjoint.registry import require
 
-from ..quadratic.interface import check_names
+from ..quasidefinite.arguments import check_names
 
 __all__ = ["Settings", "as_settings", "known_settings"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from backsolve.adjoint.registry import register
 
-from ..quadratic.interface import QPSolution, checked_options, policy_among, solve_program
+from ..quadratic.interface import DEGENERATE, QPSolution, solve_program
 from ..quadratic.solver import QuadraticSolver
+from ..quasidefinite.arguments import checked_options, policy_among
 from .settings import Settings, as_settings
 from .workspace import SetupFailed, borrowed
 
@@ -97,6 +98,6 @@ def solve(
     Mathematical Programming Computation 12 (2020).
     """
     policy, settings = policy_among(settings)
-    options = checked_options(polish, degenerate)
+    options = checked_options(polish, degenerate, DEGENERATE)
     solver = OSQP(*options, as_settings(settings))
     return solve_program(solver, P, q, A, l, u, warm_start, policy)

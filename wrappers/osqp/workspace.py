@@ -20,10 +20,10 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, Status
 
-from ..quadratic.convexity import is_convex
 from ..quadratic.program import Program
 from ..quadratic.solver import Outcome
-from ..quadratic.structure import Structure
+from ..quasidefinite.convexity import is_convex
+from ..quasidefinite.structure import Structure
 from .settings import Settings
 
 __all__ = [

@@ -26,12 +26,12 @@ from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
-from .convexity import is_convex
+from ..quasidefinite.convexity import is_convex
+from ..quasidefinite.structure import is_triangle
 from .linearized import KKT, ActiveSet, Linearized, State
 from .point import Point
 from .polish import Polished, polish
 from .program import Program
-from .structure import is_triangle
 
 __all__ = ["Outcome", "QuadraticSolver"]
 

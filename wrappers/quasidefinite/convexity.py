@@ -1,4 +1,4 @@
-"""Whether a program is convex, for libraries that do not ask.
+"""Whether P is positive semidefinite, and a program so convex, for libraries that do not ask.
 
     P + δ diag(r) = L D Lᵀ,  r[i] the largest entry of row i        D > 0 if P is semidefinite
 
@@ -14,7 +14,7 @@ import numpy as np
 from backsolve.adjoint.pool import Pool, Workspace
 
 from ..qdldl import LDL
-from .program import Program
+from .matrices import Matrices
 from .structure import Structure
 
 __all__ = ["is_convex"]
@@ -42,15 +42,15 @@ def _pool(structure: Structure) -> Pool[_Factor]:
     return Pool(lambda: _Factor(structure))
 
 
-def is_convex(program: Program, rounding: float = _ROUNDING) -> bool:
+def is_convex(matrices: Matrices, rounding: float = _ROUNDING) -> bool:
     """Tell whether P is positive semidefinite, but for a relative rounding of its rows."""
-    largest = np.abs(program.P).max(initial=0.0)
+    largest = np.abs(matrices.P).max(initial=0.0)
     if largest == 0:
         return True
-    factor = _pool(program.structure).acquire(program)
+    factor = _pool(matrices.structure).acquire(matrices)
     with factor.lock:
-        values = np.append(program.P, 0.0)[factor.source]
-        r = np.zeros(program.structure.n)
+        values = np.append(matrices.P, 0.0)[factor.source]
+        r = np.zeros(matrices.structure.n)
         np.maximum.at(r, factor.rows, np.abs(values))
         np.maximum.at(r, factor.columns, np.abs(values))
         values[factor.diagonal] += rounding * r + _EPS * largest

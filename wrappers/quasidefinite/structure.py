@@ -17,7 +17,7 @@ from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import CSR, Pattern
 from backsolve.adjoint.status import InputError
 
-from ..quasidefinite.layout import Layout, column_of
+from .layout import Layout, column_of
 
 __all__ = ["Structure", "is_triangle", "pattern_of", "structure_of"]
 
