@@ -128,20 +128,20 @@ def _with(projection: Callable[..., Any], α: np.ndarray) -> Callable[..., Any]:
 
 
 def conic_program(
-    xz: tuple[Any, Any], P: Any, A: Any, b: Any, c: Any, cone: Cone
-) -> tuple[jax.Array, jax.Array]:
+    xys: tuple[Any, Any, Any], P: Any, A: Any, b: Any, c: Any, cone: Cone
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the residual of `minimise ½ xᵀP x + cᵀx subject to A x + s = b, s ∈ K`.
 
-        P x + Aᵀ y + c = 0          A x + s − b = 0          y = Π*(z),  s = Π*(z) − z
+        P x + Aᵀ y + c = 0          A x + s − b = 0          y − Π*(y − s) = 0
 
-    The one unknown z = y − s stands for both: Π* projects onto the dual cone, so that y ∈ K*, s ∈ K
-    and yᵀs = 0 hold by Moreau's decomposition. Of SCS's y and s, z is the difference.
+    Π* projects onto the dual cone. By Moreau's decomposition the third equation says that y ∈ K*,
+    s ∈ K and yᵀs = 0.
 
     "Differentiating through a cone program", A. Agrawal et al., Journal of Applied and Numerical
     Optimization 1 (2019), without homogenisation, and with P.
 
     Args:
-        xz: x `(n,)` and z `(m,)`.
+        xys: x `(n,)`, the multipliers y `(m,)` and the slacks s `(m,)`, as SCS returns them.
         P: `(n, n)` symmetric positive semidefinite array or `backsolve.CSR`, both triangles; or
             whatever multiplies a vector. None for a linear objective.
         A: `(m, n)` array or `backsolve.CSR`, its rows in the order of `cone`.
@@ -150,14 +150,13 @@ def conic_program(
         cone: K, with m rows.
 
     Returns:
-        The residuals, shaped like `xz`.
+        The residuals, shaped like `xys`.
 
     Raises:
-        InputError: If z has not as many entries as the cone has rows.
+        InputError: If y has not as many entries as the cone has rows.
     """
-    x, z = xz
-    y = cone.project_dual(z)
+    x, y, s = xys
     stationarity = A.T @ y + c
     if P is not None:
         stationarity = P @ x + stationarity
-    return stationarity, A @ x + y - z - b
+    return stationarity, A @ x + s - b, y - cone.project_dual(y - s)

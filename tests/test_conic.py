@@ -32,7 +32,7 @@ conditions = jax.jit(conic_program)
 
 
 def program(cone, seed=0, n=None):
-    """Return x, z and the program that they solve."""
+    """Return (x, y, s) and the program that they solve."""
     rng = np.random.default_rng(seed)
     m = cone.size
     n = n or m // 2 + 2
@@ -40,7 +40,7 @@ def program(cone, seed=0, n=None):
     M = rng.standard_normal((n, n))
     P = M @ M.T / n + np.eye(n)
     y = np.asarray(cone.project_dual(z))
-    return (x, z), (P, A, A @ x + y - z, -P @ x - A.T @ y)
+    return (x, y, y - z), (P, A, A @ x + y - z, -P @ x - A.T @ y)
 
 
 def by_scs(P, A, b, c, cone):
@@ -58,20 +58,19 @@ def by_scs(P, A, b, c, cone):
     )
     found = solver.solve()
     assert found["info"]["status"] == "solved"
-    return found["x"], found["y"] - found["s"]
+    return found["x"], found["y"], found["s"]
 
 
 @pytest.mark.parametrize("name", CONES)
 def test_the_conditions_vanish_at_a_solution_of_scs(name):
     cone = CONES[name]
-    (x, _), data = program(cone)
+    (x, _, _), data = program(cone)
     found = by_scs(*data, cone)
     np.testing.assert_allclose(found[0], x, atol=1e-8)
     for part in conditions(found, *data, cone):
         np.testing.assert_allclose(part, 0, atol=1e-8)
-    y = cone.project_dual(found[1])
-    wrong = (found[0], found[1] + 0.1 * np.ones(cone.size)), (found[0], -y)
-    for elsewhere in wrong:
+    x, y, s = found
+    for elsewhere in ((x, y + 0.1 * np.ones(cone.size), s), (x, y, -s), (x, -y, s)):
         parts = jax.tree.leaves(conditions(elsewhere, *data, cone))
         assert max(np.abs(part).max() for part in parts) > 1e-3
 
@@ -81,16 +80,16 @@ def loss_and_gradients():
     _, data = program(MIXED)
     solve = implicit(
         lambda *data: by_scs(*data, MIXED),
-        residual=lambda xz, *data: conic_program(xz, *data, MIXED),
-        like=(jnp.zeros(data[3].size), jnp.zeros(MIXED.size)),
+        residual=lambda xys, *data: conic_program(xys, *data, MIXED),
+        like=(jnp.zeros(data[3].size), jnp.zeros(MIXED.size), jnp.zeros(MIXED.size)),
     )
     rng = np.random.default_rng(0)
-    wx, wz = rng.standard_normal(data[3].size), rng.standard_normal(MIXED.size)
+    wx, wy, ws = (rng.standard_normal(n) for n in (data[3].size, MIXED.size, MIXED.size))
 
     @jax.jit
     def loss(*data):
-        x, z = solve(*data)
-        return wx @ x + wz @ z
+        x, y, s = solve(*data)
+        return wx @ x + wy @ y + ws @ s
 
     return loss, jax.jit(jax.grad(loss, argnums=range(4)))(*data)
 
@@ -143,26 +142,26 @@ def test_each_cone_has_its_rows():
 
 def test_sparse_matrices_and_a_linear_objective():
     cone = CONES["second-order"]
-    (x, z), (P, A, b, c) = program(cone)
+    xys, (P, A, b, c) = program(cone)
     P_, A_ = (
         CSR(M.data, M.indices, M.indptr, M.shape) for M in map(scipy.sparse.csr_array, (P, A))
     )
-    for part in conic_program((x, z), P_, A_, b, c, cone):
+    for part in conic_program(xys, P_, A_, b, c, cone):
         np.testing.assert_allclose(part, 0, atol=1e-12)
-    without, with_zero = (conic_program((x, z), Q, A, b, c, cone) for Q in (None, 0 * P))
+    without, with_zero = (conic_program(xys, Q, A, b, c, cone) for Q in (None, 0 * P))
     np.testing.assert_array_equal(without[0], with_zero[0])
 
 
 def test_many_programs_at_once_in_single_precision():
     cone = CONES["second-order"]
-    xz, data = program(cone)
-    many = jax.tree.map(lambda a: jnp.stack([a, 2 * a]).astype(jnp.float32), (xz, data[2:]))
+    xys, data = program(cone)
+    many = jax.tree.map(lambda a: jnp.stack([a, 2 * a]).astype(jnp.float32), (xys, data[2:]))
 
     @jax.jit
     @jax.vmap
-    def F(xz, bc):
+    def F(xys, bc):
         P, A = (jnp.float32(M) for M in data[:2])
-        return conic_program(xz, P, A, *bc, cone)
+        return conic_program(xys, P, A, *bc, cone)
 
     for part in F(*many):
         assert part.dtype == np.float32
@@ -206,7 +205,9 @@ def test_a_cone_that_is_none_is_refused(cone, message):
 
 
 def test_a_vector_of_another_size_is_refused():
-    (x, z), data = program(MIXED)
-    for wrong in (z[:-1], z[None], np.concatenate([z, z])):
+    (x, y, s), data = program(MIXED)
+    for wrong in (lambda v: v[:-1], lambda v: v[None], lambda v: np.concatenate([v, v])):
+        with pytest.raises((InputError, TypeError)):
+            conic_program((x, wrong(y), wrong(s)), *data, MIXED)
         with pytest.raises(InputError, match=f"{MIXED.size} rows"):
-            conic_program((x, wrong), *data, MIXED)
+            MIXED.project_dual(wrong(y))

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 
 from backsolve.adjoint.condition import inverse_norm
-from backsolve.adjoint.contract import Capabilities, Solution, Solver
 from backsolve.adjoint.operators import Operator, frobenius_norm
-from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 
-from ..quasidefinite.factored import CONSISTENT
+from ..quasidefinite.derivative import ByReduction
 from .kkt import FactoredKKT
 from .point import Point
 from .program import Program
@@ -147,53 +145,50 @@ class State:
         self.nbytes = self.factored.nbytes * (1 if self._exact is None else 2)
 
     @property
+    def stats(self) -> dict[str, float]:
+        """Numbers for records."""
+        return self.regularity.stats
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be no derivative here, or nothing."""
+        return self.regularity.doubt
+
+    @property
     def exact(self) -> State:
         """That of the conditions that are not smoothed."""
         return self if self._exact is None else self._exact
 
 
 @dataclass(frozen=True)
-class ActiveSet(Solver):
+class ActiveSet(ByReduction):
     """Solver of the linearised optimality conditions.
 
     Args:
         degenerate: What a derivative is where the conditions have no solution: see `osqp.solve`.
     """
 
-    degenerate: str = "raise"
-    name = "qdldl"
-    # "Iterative": the errors that are there are measured. Conditioning by a random right-hand side
-    # would count null directions that the given one has no part in.
-    capabilities = Capabilities(iterative=True, tolerance=1e-8)
+    def state_of(self, J):
+        """Return the state of J."""
+        return State(J)
 
-    def linear_solve(self, jacobian, rhs, state, *, transposed):
-        """Solve with K."""
-        J: Linearized = jacobian
-        if state is None:
-            state = State(J)
-        solution = self._solved(J, rhs, state, transposed)
+    def reduced(self, J, state, rhs, transposed):
+        """Return the right-hand side of K."""
+        return _right_hand_side(J, rhs, transposed)
+
+    def recovered(self, J, state, w, rhs, transposed):
+        """Return v."""
+        return _solution(J, w, rhs, transposed)
+
+    def solved(self, J, rhs, state, transposed):
+        """Solve; of smoothed conditions, tell whether smoothing mattered."""
+        solution = super().solved(J, rhs, state, transposed)
         if J.smoothing:
-            exact = ActiveSet("nan")._solved(J.exact, rhs, state.exact, transposed).value
+            exact = ActiveSet("nan").solved(J.exact, rhs, state.exact, transposed).value
             distance = frobenius_norm(solution.value - exact)
             if not solution.doubt and not distance <= _SMOOTHED * frobenius_norm(exact):
                 solution.doubt = "smoothing changes the derivative"
-        solution.stats, solution.state = state.regularity.stats, state
         return solution
-
-    def _solved(self, J: Linearized, rhs: np.ndarray, state: State, transposed: bool) -> Solution:
-        r = _right_hand_side(J, rhs, transposed)
-        v, left = state.factored.solve(r)
-        doubt = state.regularity.doubt
-        if not left <= CONSISTENT:
-            missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
-            if self.degenerate == "raise":
-                message = f"{missed}; {doubt}" if doubt else missed
-                return Solution(np.full_like(rhs, np.nan), Status.NO_DERIVATIVE, message=message)
-            doubt = f"the linearised system has no solution, {missed}"
-            v = np.full_like(v, np.nan)
-            if self.degenerate != "nan":
-                v = state.factored.least_squares(r)
-        return Solution(_solution(J, v, rhs, transposed), doubt=doubt)
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""

@@ -27,7 +27,7 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
 from ..quasidefinite.convexity import is_convex
-from ..quasidefinite.structure import is_triangle
+from ..quasidefinite.symmetric import Symmetric
 from .linearized import KKT, ActiveSet, Linearized, State
 from .point import Point
 from .polish import Polished, polish
@@ -57,21 +57,6 @@ class Outcome(NamedTuple):
     y: np.ndarray
     iterations: int
     inaccurate: bool = False
-
-
-@dataclass(frozen=True)
-class _Symmetric:
-    """P as a symmetric matrix, in JAX, whatever its values."""
-
-    P: Any
-
-    def __matmul__(self, x):
-        P = self.P
-        if isinstance(P, CSR) and is_triangle(P.pattern):
-            on = np.flatnonzero(P.pattern.rows == P.pattern.indices)
-            diagonal = jnp.zeros(x.shape, P.dtype).at[P.pattern.indices[on]].set(P.data[on])
-            return P @ x + P.T @ x - diagonal * x
-        return 0.5 * (P @ x + P.T @ x)
 
 
 def _weights(xy: Any, q: Any, A: Any) -> Any:
@@ -114,7 +99,7 @@ class QuadraticSolver(Solver):
         """Return the optimality conditions."""
         P, q, A, l, u, _ = params
         options = {"smoothing": self._smoothing, "weights": lax.stop_gradient(_weights(x, q, A))}
-        return quadratic_program(x, _Symmetric(P), q, A, l, u, **options)
+        return quadratic_program(x, Symmetric(P), q, A, l, u, **options)
 
     def operator_at(self, params, product):
         """Return the linearised optimality conditions."""

@@ -13,12 +13,7 @@ import numpy as np
 
 from backsolve.adjoint.registry import require
 
-__all__ = ["Layout", "column_of"]
-
-
-def column_of(indptr: np.ndarray) -> np.ndarray:
-    """Return the column (or row) of each entry of a matrix that is stored by them."""
-    return np.repeat(np.arange(indptr.size - 1, dtype=np.int32), np.diff(indptr))
+__all__ = ["Layout"]
 
 
 class Layout:

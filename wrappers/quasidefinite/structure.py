@@ -17,7 +17,7 @@ from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import CSR, Pattern
 from backsolve.adjoint.status import InputError
 
-from .layout import Layout, column_of
+from .layout import Layout
 
 __all__ = ["Structure", "is_triangle", "pattern_of", "structure_of"]
 
@@ -57,9 +57,10 @@ class Structure:
         upper: Where in P's data the entries of its upper triangle are, by columns.
         mirror: Where their mirror images are.
         P_indices, P_indptr: The upper triangle of P by columns.
+        P_columns: Column of each of its entries.
         A_order: Where in A's data its entries are, by columns.
         A_indices, A_indptr: A by columns.
-        A_rows: Row of each entry of A.
+        A_rows, A_columns: Row and column of each entry of A, by rows.
         K: The pattern of K.
         K_source: Which of `(upper triangle of P, A, 0)` each entry of K is.
     """
@@ -69,9 +70,10 @@ class Structure:
         n, m = self.n, self.m
         self._upper_triangle_of(P)
         A_csc, self.A_order = A.transposition
-        self.A_indices, self.A_indptr, self.A_rows = A_csc.indices, A_csc.indptr, A.rows
+        self.A_indices, self.A_indptr = A_csc.indices, A_csc.indptr
+        self.A_rows, self.A_columns = A.rows, A.indices
         # K as coordinates, each with the place that its number comes from.
-        i, j = self.P_indices, column_of(self.P_indptr)
+        i, j = self.P_indices, self.P_columns
         off, a = i != j, n + A.rows
         from_P = np.arange(i.size)
         from_A = i.size + np.arange(A.nnz)
@@ -92,7 +94,7 @@ class Structure:
         self.upper = order[keep]
         # A symmetric pattern is its own transpose: entry k by rows mirrors entry k by columns.
         self.mirror = self.upper if is_triangle(P) else np.flatnonzero(keep)
-        self.P_indices = rows[keep]
+        self.P_indices, self.P_columns = rows[keep], columns[keep]
         counts = np.bincount(columns[keep], minlength=self.n)
         self.P_indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 

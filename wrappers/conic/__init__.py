@@ -1,0 +1,1 @@
+"""What SCS's and Clarabel's cone programs share: projections, polishing, and derivatives."""

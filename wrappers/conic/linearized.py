@@ -1,0 +1,193 @@
+"""The linearised optimality conditions of a cone program, and how they are solved.
+
+    J = [ P   Aᵀ      0 ]        D = DΠ*(y − s), symmetric, 0 ≤ D ≤ I
+        [ A   0       I ]
+        [ 0   I − D   D ]
+
+    K w = (ρ₁, E Rᵀ ρ₂, 0, 0),  of which w gives v_x and g:  see `kkt`
+
+    J v = r     ρ₁ = r_x − Aᵀ r_s,  ρ₂ = r_y − r_s,    v_y = r_s + g,  v_s = r_y − A v_x
+    Jᵀ v = r    ρ₁ = r_x − Aᵀ r_s,  ρ₂ = r_y,          v_y = r_s + g,  v_s = r_y − A v_x − g
+
+In both v_x, v_y and v_s are the three parts of v, and r_x, r_y, r_s those of r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.condition import inverse_norm
+from backsolve.adjoint.operators import Operator
+from backsolve.adjoint.trees import Tree
+from backsolve.residuals.conic import Cone
+
+from ..quasidefinite.derivative import ByReduction
+from .kkt import FactoredKKT
+from .point import Point
+from .program import Program
+from .regularity import Regularity
+from .structure import cone_structure
+
+__all__ = ["KKT", "Faces", "Linearized", "State"]
+
+
+class Linearized:
+    """J at one point, on the host.
+
+    Args:
+        program: The program.
+        x: `(n,)`.
+        y: `(m,)`.
+        s: `(m,)`.
+    """
+
+    def __init__(self, program: Program, x: np.ndarray, y: np.ndarray, s: np.ndarray):
+        self.program, self.x, self.y, self.s = program, x, y, s
+        self.point = Point(program, x, y - s, (y, s))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        size = self.x.size + 2 * self.y.size
+        return size, size
+
+    @property
+    def residual(self) -> np.ndarray:
+        """(P x + Aᵀ y + c, A x + s − b, y − Π*(y − s))."""
+        n = self.x.size
+        product = self.program.product(np.concatenate([self.x, self.y]))
+        parts = product[:n] + self.program.c, product[n:] + self.s - self.program.b
+        return np.concatenate([*parts, self.y - self.point.y])
+
+    def split(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the three parts of a vector."""
+        n, m = self.x.size, self.y.size
+        return v[:n], v[n : n + m], v[n + m :]
+
+    def product(self, v: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return `J v` or `Jᵀ v`."""
+        x, y, s = self.split(v)
+        D, n = self.point.projection.product, x.size
+        product = self.program.product(v[: n + y.size])
+        if transposed:
+            difference = s - D(s)
+            product[n:] += difference
+            return np.concatenate([product, y + s - difference])
+        product[n:] += s
+        return np.concatenate([product, y - D(y - s)])
+
+
+@dataclass(frozen=True)
+class KKT(Operator):
+    """J; its operands are the point and the leaves of θ.
+
+    Args:
+        n: Size.
+        params: Structure of θ = (P, c, A, b, start).
+        cone: K.
+        derivative: `derivative(operands, v)` is `J v` in JAX.
+    """
+
+    n: int
+    params: Tree
+    cone: Cone
+    derivative: Callable[..., Any]
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return self.derivative(operands, v)
+
+    def host(self, operands):
+        """Return a `Linearized`."""
+        v, *θ = operands
+        P, c, A, b, _ = self.params.unflatten(θ)
+        n, m = c.size, b.size
+        return Linearized(Program(P, c, A, b, self.cone), v[:n], v[n : n + m], v[n + m :])
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply by SciPy."""
+        J = self.host(operands)
+        if v.ndim == 1:
+            return J.product(v, transposed=transposed)
+        return np.stack([J.product(column, transposed=transposed) for column in v.T], axis=1)
+
+    def norm(self, operands):
+        """Return the Frobenius norm of J, with the largest D there may be; or NaN."""
+        v, *θ = operands
+        P, c, A, b, _ = self.params.unflatten(θ)
+        if not (np.isfinite(v).all() and np.isfinite(c).all() and np.isfinite(b).all()):
+            return math.nan
+        return math.hypot(Program(P, c, A, b, self.cone).norm, math.sqrt(2 * b.size))
+
+
+class State:
+    """What is kept of one J: its factor, and what is wrong with the point.
+
+    Args:
+        J: The Jacobian.
+        factored: Its factor, if there is one already.
+        doubt: What the library said against the point.
+    """
+
+    def __init__(self, J: Linearized, factored: FactoredKKT | None = None, doubt: str = ""):
+        self.J, self._factored, self._doubt = J, factored, doubt
+        self.nbytes = cone_structure(J.program.structure, J.program.blocks).K.nbytes
+
+    @cached_property
+    def factored(self) -> FactoredKKT:
+        """The factor of K, made when it is needed."""
+        return self._factored or FactoredKKT(self.J.program, self.J.point.projection)
+
+    @cached_property
+    def regularity(self) -> Regularity:
+        """What the point is like."""
+        return Regularity.of(self.J.point, self.factored)
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be no derivative here, or nothing."""
+        return "; ".join(filter(None, [self._doubt, self.regularity.doubt]))
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Numbers for records."""
+        return self.regularity.stats
+
+
+@dataclass(frozen=True)
+class Faces(ByReduction):
+    """Solver of the linearised optimality conditions.
+
+    Args:
+        degenerate: What a derivative is where the conditions have no solution: see `scs.solve`.
+    """
+
+    def state_of(self, J):
+        """Return the state of J."""
+        return State(J)
+
+    def reduced(self, J, state, rhs, transposed):
+        """Return the right-hand side of K."""
+        x, y, s = J.split(rhs)
+        moved = J.program.product(np.concatenate([np.zeros_like(x), s]))[: x.size]
+        return state.factored.right_hand_side(x - moved, y if transposed else y - s)
+
+    def recovered(self, J, state, w, rhs, transposed):
+        """Return v."""
+        _, y, s = J.split(rhs)
+        x, g = state.factored.direction(w)
+        slack = y - J.program.product(np.concatenate([x, np.zeros_like(y)]))[x.size :]
+        return np.concatenate([x, s + g, slack - g if transposed else slack])
+
+    def condition(self, jacobian, state):
+        """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for what does not move."""
+        if state is None:
+            return None
+        factored: FactoredKKT = state.factored
+        return factored.one_norm * inverse_norm(factored.estimate, factored.layout.size)

@@ -1,0 +1,92 @@
+"""A point (x, z) of a cone program, and what follows from it.
+
+    y = Π*(z),  s = y − z        F = (P x + Aᵀ y + c,  A x + s − b)
+
+Where F vanishes, x, y and s are a solution.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from .program import Program
+from .projection import Projection, project
+
+__all__ = ["Point"]
+
+_NOTHING = 1e-14  # what is left of zeros
+
+
+class Point:
+    """A point of a program.
+
+    Args:
+        program: The program.
+        x: `(n,)`.
+        z: y − s, `(m,)`.
+        near: y and s of a point nearby, which save steps.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        x: np.ndarray,
+        z: np.ndarray,
+        near: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        self.program, self.x, self.z, self._near = program, x, z, near
+
+    @cached_property
+    def projection(self) -> Projection:
+        """Π* at z, and its derivative."""
+        return project(self.program.cone, self.z, self._near)
+
+    @property
+    def y(self) -> np.ndarray:
+        """The multipliers, in the dual cone."""
+        return self.projection.y
+
+    @property
+    def s(self) -> np.ndarray:
+        """The slacks, in the cone."""
+        return self.projection.s
+
+    @cached_property
+    def F(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two residuals."""
+        n = self.x.size
+        product = self.program.product(np.concatenate([self.x, self.y]))
+        return product[:n] + self.program.c, product[n:] + self.s - self.program.b
+
+    # What F, y and s are judged by: the terms that should balance, added up without their signs,
+    # so that it does not matter in which units rows and columns are. Next to the others' terms,
+    # those below a millionth count as rounding.
+
+    @cached_property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """|P| |x| + |A|ᵀ |y| + |c|, the size of stationarity; |A| |x| + |s| + |b|, of slacks."""
+        n = self.x.size
+        terms = self.program.magnitude(np.abs(np.concatenate([self.x, self.y])))
+        pull = terms[:n] + np.abs(self.program.c)
+        slack = terms[n:] + np.abs(self.s) + np.abs(self.program.b)
+        return _floored(pull), _floored(slack)
+
+    @cached_property
+    def influence(self) -> np.ndarray:
+        """The largest part of stationarity that a multiplier of one makes up, `(m,)`."""
+        return self.program.row_norms_beside(self.scales[0])
+
+    @cached_property
+    def off(self) -> float:
+        """The largest residual, beside the largest terms that should have balanced."""
+        return max(
+            float(np.abs(F).max(initial=0.0) / size.max(initial=1e-300))
+            for F, size in zip(self.F, self.scales, strict=True)
+        )
+
+
+def _floored(size: np.ndarray) -> np.ndarray:
+    largest = float(size.max(initial=0.0))
+    return np.maximum(size, 1e-6 * largest if largest > _NOTHING else 1.0)

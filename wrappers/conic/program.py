@@ -1,0 +1,52 @@
+"""One cone program's numbers, on the host.
+
+minimise ½ xᵀP x + cᵀx  subject to  A x + s = b,  s in K
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.sparse import CSR
+from backsolve.adjoint.status import Status
+from backsolve.residuals.conic import Cone
+
+from ..quasidefinite.matrices import Matrices
+from .blocks import blocks_of
+
+__all__ = ["Program"]
+
+
+class Program(Matrices):
+    """The numbers of one program.
+
+    Args:
+        P: `(n, n)` array or `CSR`: symmetric, or the upper triangle alone; None for none.
+        c: `(n,)`.
+        A: `(m, n)` array or `CSR`.
+        b: `(m,)`.
+        cone: K.
+    """
+
+    def __init__(self, P: Any, c: np.ndarray, A: Any, b: np.ndarray, cone: Cone):
+        n = c.size
+        if P is None:
+            P = CSR(np.zeros(0), np.zeros(0, np.int32), np.zeros(n + 1, np.int32), (n, n))
+        super().__init__(P, A)
+        self.c, self.b, self.cone, self.blocks = c, b, cone, blocks_of(cone)
+
+    def wrong(self) -> tuple[Status, str] | None:
+        """Return what makes the program unfit for a solver, if anything.
+
+        Raises:
+            InputError: If P is not symmetric.
+        """
+        found = super().wrong()
+        if found is not None:
+            return found
+        for name, array in (("b", self.b), ("c", self.c)):
+            if not np.isfinite(array).all():
+                return Status.NONFINITE_INPUT, f"{name} is not finite"
+        return None

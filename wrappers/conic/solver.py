@@ -1,0 +1,163 @@
+"""What the solvers of cone programs share: the equation, the polished value, its derivative.
+
+    minimise ½ xᵀP x + cᵀx  subject to  A x + s = b,  s ∈ K
+
+    P x + Aᵀ y + c = 0        A x + s − b = 0        y − Π*(y − s) = 0,  Π* onto the dual of K
+
+A library finds an approximate (x, y, s); what is returned is the exact solution next to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.status import Status
+from backsolve.adjoint.trees import Tree
+from backsolve.residuals.conic import Cone, conic_program
+
+from ..quasidefinite.symmetric import Symmetric
+from .linearized import KKT, Faces, Linearized, State
+from .point import Point
+from .polish import polish
+from .program import Program
+
+__all__ = ["ConicSolver", "Outcome"]
+
+_NOTHING = Cone()
+
+
+class Outcome(NamedTuple):
+    """What a library returned.
+
+    Attributes:
+        status: How it ended.
+        message: In its words.
+        x: Its iterate, to be used if the status is a success, or with great care.
+        y: Its multipliers.
+        s: Its slacks.
+        iterations: How many it made.
+        inaccurate: Whether it ended at its limit, but near a solution.
+    """
+
+    status: Status
+    message: str
+    x: np.ndarray
+    y: np.ndarray
+    s: np.ndarray
+    iterations: int
+    inaccurate: bool = False
+
+
+@dataclass(frozen=True)
+class ConicSolver(Solver):
+    """A solver of cone programs; params are `(P, c, A, b, start)`.
+
+    P is None for a linear objective, and start is `(x, y, s)` or None. The value is `(x, y, s)`.
+
+    Args:
+        cone: K, with SCS's order of rows.
+        polish: Whether the solution next to the library's is returned, or the library's.
+        degenerate: What a derivative is where there is none: `"raise"`, `"nan"` or `"lstsq"`.
+    """
+
+    cone: Cone = _NOTHING
+    polish: bool = True
+    degenerate: str = "raise"
+
+    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
+    capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
+
+    def outcomes(self, program: Program, start: Any) -> Generator[Outcome]:
+        """Solve with the library; then go on to tighter tolerances, while there are any."""
+        raise NotImplementedError
+
+    def residual(self, x, params):
+        """Return the optimality conditions."""
+        P, c, A, b, _ = params
+        return conic_program(x, None if P is None else Symmetric(P), A, b, c, self.cone)
+
+    def operator_at(self, params, product):
+        """Return the linearised optimality conditions."""
+        _, c, _, b, _ = params
+        return KKT(c.size + 2 * b.size, Tree.of(params), self.cone, product)
+
+    def derivative_solver(self):
+        """Return the solver of the linearised conditions."""
+        return Faces(self.degenerate)
+
+    def host_residual(self, x, params):
+        """Return the optimality conditions as a vector."""
+        P, c, A, b, _ = params
+        return Linearized(Program(P, c, A, b, self.cone), x[0], x[1], x[2]).residual
+
+    def abstract_eval(self, params):
+        """Return the shapes of x, y and s."""
+        dtype = jnp.result_type(*[a.dtype for a in jax.tree.leaves(params)])
+        _, c, _, b, _ = params
+        return tuple(jax.ShapeDtypeStruct(a.shape, dtype) for a in (c, b, b))
+
+    def solve(self, params):
+        """Solve with the library, and polish."""
+        *numbers, start = params
+        program = Program(*numbers, self.cone)
+        wrong = program.wrong()
+        if wrong is not None:
+            return Solution(None, wrong[0], message=wrong[1])
+        with contextlib.closing(self.outcomes(program, start)) as outcomes:
+            first = next(outcomes)
+            if not (first.status is Status.SUCCESS or first.inaccurate):
+                return Solution(None, first.status, _stats(first), message=first.message)
+            if not self.polish:
+                return _as_it_is(first, program, "not polished")
+            steps = 0
+            for outcome in itertools.chain([first], outcomes):
+                if outcome.x.size:  # an iterate, though it may have stopped at a limit
+                    z, near = outcome.y - outcome.s, (outcome.y, outcome.s)
+                    polished = polish(Point(program, outcome.x, z, near))
+                    steps += polished.steps
+                    if polished.settled:
+                        return _polished(first, polished.point, steps)
+        return _as_it_is(first, program, "not polished: Newton's method did not converge")
+
+    def example(self, rng):
+        """Return a small program with a solution that is not degenerate; P a dense matrix."""
+        m, n = self.cone.size, max(2, self.cone.size // 2)
+        M, A = rng.standard_normal((n, n)), rng.standard_normal((m, n))
+        x, z = rng.standard_normal(n), rng.standard_normal(m)
+        point = Point(Program(None, x, A, z, self.cone), x, z)
+        P = M @ M.T / n + np.eye(n)
+        return P, -P @ x - A.T @ point.y, A, A @ x + point.s, None
+
+    def unsolvable(self, rng):
+        """Return a program without a feasible point: 0 x + s = b, b outside of the cone."""
+        P, c, A, b, start = self.example(rng)
+        outside = Point(Program(None, c, A, b, self.cone), c, rng.standard_normal(b.size)).y
+        return P, c, np.zeros_like(A), -outside, start
+
+
+def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
+    return {"iterations": outcome.iterations, **others}
+
+
+def _polished(outcome: Outcome, point: Point, steps: int) -> Solution:
+    value = point.x, point.y, point.s
+    J = Linearized(point.program, *value)
+    stats = _stats(outcome, repairs=steps)
+    return Solution(value, Status.SUCCESS, stats, State(J), message=outcome.message)
+
+
+def _as_it_is(outcome: Outcome, program: Program, message: str) -> Solution:
+    value = outcome.x, outcome.y, outcome.s
+    doubt = f"the library stopped short of its tolerances: {outcome.message}"
+    doubt = doubt if outcome.inaccurate else ""
+    state = State(Linearized(program, *value), doubt=doubt)
+    return Solution(value, Status.SUCCESS, _stats(outcome), state, message=message, doubt=doubt)

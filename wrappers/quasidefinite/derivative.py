@@ -1,0 +1,93 @@
+"""Linear systems with the Jacobian of optimality conditions, solved through a symmetric K.
+
+    J v = r  or  Jᵀ v = r        K w = r′,  r′ made of r,  v made of w
+
+One factor of K serves both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.status import Status
+
+from .factored import CONSISTENT, Factored
+
+__all__ = ["ByReduction", "Reduced"]
+
+
+class Reduced(Protocol):
+    """What is kept of one J."""
+
+    @property
+    def factored(self) -> Factored:
+        """The factor of K."""
+        ...
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be no derivative here, or nothing."""
+        ...
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Numbers for records."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByReduction(Solver):
+    """Solver of the linearised optimality conditions.
+
+    Args:
+        degenerate: What a derivative is where the conditions have no solution: `"raise"`,
+            `"nan"`, or the shortest v that comes closest.
+    """
+
+    degenerate: str = "raise"
+    name = "qdldl"
+    # "Iterative": the errors that are there are measured. Conditioning by a random right-hand side
+    # would count null directions that the given one has no part in.
+    capabilities = Capabilities(iterative=True, tolerance=1e-8)
+
+    def state_of(self, J: Any) -> Any:
+        """Return a `Reduced` for J."""
+        raise NotImplementedError
+
+    def reduced(self, J: Any, state: Any, rhs: np.ndarray, transposed: bool) -> np.ndarray:
+        """Return r′."""
+        raise NotImplementedError
+
+    def recovered(
+        self, J: Any, state: Any, w: np.ndarray, rhs: np.ndarray, transposed: bool
+    ) -> np.ndarray:
+        """Return v."""
+        raise NotImplementedError
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        """Solve with K."""
+        if state is None:
+            state = self.state_of(jacobian)
+        solution = self.solved(jacobian, rhs, state, transposed)
+        solution.stats, solution.state = solution.stats | state.stats, state
+        return solution
+
+    def solved(self, J: Any, rhs: np.ndarray, state: Any, transposed: bool) -> Solution:
+        """Solve, and say what there is to doubt."""
+        r = self.reduced(J, state, rhs, transposed)
+        w, left = state.factored.solve(r)
+        doubt = state.doubt
+        if not left <= CONSISTENT:
+            missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
+            if self.degenerate == "raise":
+                message = f"{missed}; {doubt}" if doubt else missed
+                return Solution(np.full_like(rhs, np.nan), Status.NO_DERIVATIVE, message=message)
+            doubt = f"the linearised system has no solution, {missed}"
+            w = np.full_like(w, np.nan)
+            if self.degenerate != "nan":
+                w = state.factored.least_squares(r)
+        return Solution(self.recovered(J, state, w, rhs, transposed), doubt=doubt)
