@@ -1,86 +1,87 @@
-"""The KKT matrix of a cone program at one projection: see `structure` for what it looks like.
+"""The linear system behind every tangent and adjoint of a cone program, in three forms.
 
-    P x + Aᵀ g = ρ₁        A x − M g = ρ₂,  M = D⁻¹ − I on the range of D        g = R E ĝ
+    P x + Aᵀ g = ρ₁        A x − M g = ρ₂,  M = D⁻¹ − I on the range of D
 
-g is a direction in which y may move. E makes the entries of K bounded however small d is, and τ
-and σ keep K sparse: u₂ᵀ ĝ = 0, and σ = √(1−d) u₁ᵀ ĝ takes M's zero out of the diagonal.
+g is a direction in which y may move, x one of x. Each form is a symmetric K of its own: sparse and
+factored, condensed to a dense matrix, or iterated with.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Protocol
 
 import numpy as np
 
-from ..quasidefinite.factored import Factored
+from .condensed import Condensed
+from .extended import Extended
+from .iterative import Iterative
 from .program import Program
 from .projection import Projection
-from .structure import cone_structure
 
-__all__ = ["FactoredKKT"]
+__all__ = ["System", "form_of", "system_of"]
 
-_SMALLEST = 1e-14  # d in a curved cone: u₁ must not vanish with it
+# A sparse factorisation makes some twenty times fewer operations a second than dense algebra.
+_SPARSE = 20.0
+_TOO_MANY = 2e10  # operations of dense algebra, from which on to iterate is quicker
 
 
-class FactoredKKT(Factored):
-    """The factored K of one program and one projection.
+class System(Protocol):
+    """K of one program and one projection."""
 
-    Args:
-        program: The program.
-        projection: The projection.
-    """
+    program: Program
+    size: int
 
-    def __init__(self, program: Program, projection: Projection):
-        self.program, self.projection = program, projection
-        self._structure = cone_structure(program.structure, program.blocks)
-        blocks = program.blocks
-        d = projection.d
-        if blocks.coupled.size:
-            d = d.copy()
-            curved = blocks.coupled[(blocks.sums(projection.u1**2) > 0)[blocks.block]]
-            d[curved] = np.maximum(d[curved], _SMALLEST)
-        self.E = np.sqrt(d)
-        self._matrix = None
-        super().__init__(self._structure.K, math.hypot(program.norm, math.sqrt(d.size)))
-
-    def values(self) -> np.ndarray:
-        """Return the entries of K by rows."""
-        program, projection, s = self.program, self.projection, self._structure
-        blocks, E = program.blocks, self.E
-        parts = [program.P, program.A[s.straight] * E[s.straight_rows]]
-        for which, rotation in s.rotations:
-            A = rotation.rotated(program.A, projection.frames, which)
-            parts.append((E[rotation.rows, None] * A).ravel())
-        u1 = np.sqrt(projection.rest[blocks.coupled]) * projection.u1
-        values = np.concatenate([*parts, projection.u2, u1, [0.0]])[s.source]
-        alone = blocks.sums(projection.u2**2) == 0  # a τ without a u₂
-        diagonal = [np.zeros(program.c.size), -projection.rest, alone, np.full(alone.size, -1.0)]
-        values[s.K.diagonal] += np.concatenate(diagonal)
-        return values
-
-    def matrix(self):
-        """Return K, of SciPy."""
-        if self._matrix is None:
-            self._matrix = super().matrix()
-        return self._matrix
-
-    def product(self, v: np.ndarray) -> np.ndarray:
-        """Return K v."""
-        return self.matrix() @ v
+    @property
+    def suspicious(self) -> bool:
+        """Whether K may be singular."""
+        ...
 
     @property
     def one_norm(self) -> float:
-        """‖K‖₁."""
-        return float(abs(self.matrix()).sum(axis=0).max(initial=0.0))
+        """‖K‖₁, or a bound of it."""
+        ...
 
     def right_hand_side(self, ρ1: np.ndarray, ρ2: np.ndarray) -> np.ndarray:
-        """Return (ρ₁, E Rᵀ ρ₂, 0, 0)."""
-        n, m = ρ1.size, ρ2.size
-        r = np.zeros(self.layout.size)
-        r[:n], r[n : n + m] = ρ1, self.E * self.projection.rotated(ρ2)
-        return r
+        """Return r, so that K v = r solves the system."""
+        ...
 
-    def direction(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return x and g of a solution w of K."""
-        n, m = self.program.c.size, self.E.size
-        return w[:n], self.projection.rotated_back(self.E * w[n : n + m])
+    def direction(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return x and g."""
+        ...
+
+    def product(self, v: np.ndarray) -> np.ndarray:
+        """Return K v."""
+        ...
+
+    def solve(self, r: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return v, and ‖K v − r‖ / ‖r‖."""
+        ...
+
+    def least_squares(self, r: np.ndarray) -> np.ndarray:
+        """Return the shortest v of those that minimise ‖K v − r‖."""
+        ...
+
+    def estimate(self, r: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return K⁻¹ r, for an estimate of ‖K⁻¹‖."""
+        ...
+
+
+def form_of(program: Program) -> type[Extended | Condensed | Iterative]:
+    """Choose a form by the number of operations."""
+    n = program.c.size
+    rows = np.repeat(
+        [t.rows.shape[1] for t in program.blocks.triangles],
+        [t.rows.shape[0] for t in program.blocks.triangles],
+    ).astype(float)
+    sparse = _SPARSE * float((rows**3).sum())
+    if not sparse:
+        return Extended
+    dense = n**3 / 3 + float(rows.sum()) * n**2
+    if min(sparse, dense) > _TOO_MANY:
+        return Iterative
+    return Condensed if dense < sparse else Extended
+
+
+def system_of(program: Program, projection: Projection) -> System:
+    """Return K."""
+    return form_of(program)(program, projection)

@@ -28,11 +28,11 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone
 
 from ..quasidefinite.derivative import ByReduction
-from .kkt import FactoredKKT
+from .iterative import Iterative
+from .kkt import System, form_of, system_of
 from .point import Point
 from .program import Program
 from .regularity import Regularity
-from .structure import cone_structure
 
 __all__ = ["KKT", "Faces", "Linearized", "State"]
 
@@ -131,23 +131,22 @@ class State:
 
     Args:
         J: The Jacobian.
-        factored: Its factor, if there is one already.
         doubt: What the library said against the point.
     """
 
-    def __init__(self, J: Linearized, factored: FactoredKKT | None = None, doubt: str = ""):
-        self.J, self._factored, self._doubt = J, factored, doubt
-        self.nbytes = cone_structure(J.program.structure, J.program.blocks).K.nbytes
+    def __init__(self, J: Linearized, doubt: str = ""):
+        self.J, self._doubt = J, doubt
+        self.nbytes = form_of(J.program).size_of(J.program)
 
     @cached_property
-    def factored(self) -> FactoredKKT:
-        """The factor of K, made when it is needed."""
-        return self._factored or FactoredKKT(self.J.program, self.J.point.projection)
+    def K(self) -> System:
+        """K, made when it is needed."""
+        return system_of(self.J.program, self.J.point.projection)
 
     @cached_property
     def regularity(self) -> Regularity:
         """What the point is like."""
-        return Regularity.of(self.J.point, self.factored)
+        return Regularity.of(self.J.point, self.K)
 
     @property
     def doubt(self) -> str:
@@ -157,7 +156,8 @@ class State:
     @property
     def stats(self) -> dict[str, float]:
         """Numbers for records."""
-        return self.regularity.stats
+        solved = self.K.stats if isinstance(self.K, Iterative) else {}
+        return self.regularity.stats | solved
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,12 @@ class Faces(ByReduction):
         """Return the right-hand side of K."""
         x, y, s = J.split(rhs)
         moved = J.program.product(np.concatenate([np.zeros_like(x), s]))[: x.size]
-        return state.factored.right_hand_side(x - moved, y if transposed else y - s)
+        return state.K.right_hand_side(x - moved, y if transposed else y - s)
 
     def recovered(self, J, state, w, rhs, transposed):
         """Return v."""
         _, y, s = J.split(rhs)
-        x, g = state.factored.direction(w)
+        x, g = state.K.direction(w)
         slack = y - J.program.product(np.concatenate([x, np.zeros_like(y)]))[x.size :]
         return np.concatenate([x, s + g, slack - g if transposed else slack])
 
@@ -189,5 +189,5 @@ class Faces(ByReduction):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for what does not move."""
         if state is None:
             return None
-        factored: FactoredKKT = state.factored
-        return factored.one_norm * inverse_norm(factored.estimate, factored.layout.size)
+        K: System = state.K
+        return K.one_norm * inverse_norm(K.estimate, K.size)

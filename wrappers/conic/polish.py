@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .kkt import FactoredKKT
+from .kkt import System, system_of
 from .point import Point
 
 __all__ = ["Polished", "polish"]
@@ -33,12 +33,10 @@ class Polished:
 
     Attributes:
         point: The best point.
-        factored: K where the last step was taken; None if no step was.
         steps: How many steps were taken.
     """
 
     point: Point
-    factored: FactoredKKT | None
     steps: int
 
     @property
@@ -49,23 +47,21 @@ class Polished:
 
 def polish(point: Point) -> Polished:
     """Take Newton steps while they bring F down."""
-    factored = None
     for steps in range(_ROUNDS):
         if point.off <= _EXACT:
-            return Polished(point, factored, steps)
-        factored = FactoredKKT(point.program, point.projection)
-        better = _step(point, factored)
+            return Polished(point, steps)
+        better = _step(point, system_of(point.program, point.projection))
         # Near the end rounding is all that is left to move.
         if better is None or (point.off <= _SETTLED and better.off > 0.5 * point.off):
-            return Polished(better or point, factored, steps)
+            return Polished(better or point, steps)
         point = better
-    return Polished(point, factored, _ROUNDS)
+    return Polished(point, _ROUNDS)
 
 
-def _step(point: Point, factored: FactoredKKT) -> Point | None:
+def _step(point: Point, K: System) -> Point | None:
     F1, F2 = point.F
-    w, _ = factored.solve(factored.right_hand_side(-F1, -F2))
-    x, g = factored.direction(w)
+    v, _ = K.solve(K.right_hand_side(-F1, -F2))
+    x, g = K.direction(v)
     z = g + F2 + point.program.product(np.concatenate([x, np.zeros_like(F2)]))[x.size :]
     if not (np.isfinite(x).all() and np.isfinite(z).all()):
         return None

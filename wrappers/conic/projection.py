@@ -91,16 +91,13 @@ class Projection:
         a, held = violated(0.5 * (ratios[first] + end))
         length = 1.0 + float(a @ a)
         t = (t0 + float(a @ v)) / length
-        tip = not (φ(0.0) < 0 and t > 0)
-        if tip:
-            a, held = violated(0.0)
-            t = 0.0
-        self.s[rows] = np.concatenate([[t], np.where(held, a * t, v)])
-        self.y[rows] = np.concatenate([[t - t0], np.where(held, a * t - v, 0.0)])
-        self.d[rows] = np.concatenate([[1.0], held])
+        if not (φ(0.0) < 0 and t > 0):  # the tip
+            t, (a, held), length = 0.0, violated(0.0), np.inf
+        self.s[rows[0]], self.s[rows[1:]] = t, np.where(held, a * t, v)
+        self.y[rows[0]], self.y[rows[1:]] = t - t0, np.where(held, a * t - v, 0.0)
+        self.d[rows[0]], self.d[rows[1:]] = 1.0, held
         self.rest[rows] = 1.0 - self.d[rows]
-        if not tip:
-            self._u[1, rows] = np.concatenate([[1.0], a]) / np.sqrt(length)
+        self._u[1, rows[0]], self._u[1, rows[1:]] = length**-0.5, a * length**-0.5
 
     def _second_order(self, z: np.ndarray) -> None:
         rows, starts, of = self.blocks.q_rows, self.blocks.q_starts, self.blocks.q_of
@@ -188,17 +185,21 @@ class Projection:
             v[triangles.rows] = triangles.rotated(v[triangles.rows], np.swapaxes(Q, -1, -2))
         return v
 
-    def product(self, v: np.ndarray) -> np.ndarray:
-        """Return D v."""
-        blocks = self.blocks
-        v = self.rotated(v)
-        result = self.d * v
+    def combined(
+        self, v: np.ndarray, d: np.ndarray, first: np.ndarray, second: np.ndarray
+    ) -> np.ndarray:
+        """Return `(diag(d) + Σ u₁ first u₁ᵀ + u₂ second u₂ᵀ) v`, v rotated."""
+        blocks, result = self.blocks, d * v
         if blocks.coupled.size:
             rows, part = blocks.coupled, v[blocks.coupled]
-            first, second = blocks.sums(self.u1 * part), blocks.sums(self.u2 * part)
-            result[rows] += self.rest[rows] * self.u1 * first[blocks.block]
-            result[rows] -= self.d[rows] * self.u2 * second[blocks.block]
-        return self.rotated_back(result)
+            along_u1, along_u2 = blocks.sums(self.u1 * part), blocks.sums(self.u2 * part)
+            result[rows] += first[rows] * self.u1 * along_u1[blocks.block]
+            result[rows] += second[rows] * self.u2 * along_u2[blocks.block]
+        return result
+
+    def product(self, v: np.ndarray) -> np.ndarray:
+        """Return D v."""
+        return self.rotated_back(self.combined(self.rotated(v), self.d, self.rest, -self.d))
 
 
 class _Recent:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..quasidefinite.factored import CONSISTENT
-from .kkt import FactoredKKT
+from ..quasidefinite.refined import CONSISTENT
+from .kkt import System
 from .point import Point
 
 __all__ = ["Regularity"]
@@ -47,12 +47,12 @@ class Regularity:
     off: float
 
     @classmethod
-    def of(cls, point: Point, factored: FactoredKKT) -> Regularity:
+    def of(cls, point: Point, K: System) -> Regularity:
         """Examine a point, with the K of its projection."""
         margins = np.concatenate(list(_margins(point)))
         off = point.off
         weak = int((margins < max(_WEAK, off)).sum())
-        dependent, unique = _deficiency(factored) if factored.suspicious else (False, True)
+        dependent, unique = _deficiency(K) if K.suspicious else (False, True)
         return cls(min(float(margins.min(initial=1.0)), 1.0), weak, dependent, unique, off)
 
     @property
@@ -126,17 +126,17 @@ def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
 
 
-def _deficiency(factored: FactoredKKT) -> tuple[bool, bool]:
+def _deficiency(K: System) -> tuple[bool, bool]:
     """Return whether multipliers are dependent, and whether x is unique.
 
     K v = r with a random r has no solution if K is singular, and what is left over lies in the
     null space: its upper part moves x, its lower part shifts multipliers.
     """
-    n = factored.program.c.size
-    r = _random(factored.layout.size)
-    v, left = factored.solve(r)
+    n = K.program.c.size
+    r = _random(K.size)
+    v, left = K.solve(r)
     if left <= CONSISTENT:
         return False, True
-    defect = np.abs(factored.product(v) - r)
+    defect = np.abs(K.product(v) - r)
     size = CONSISTENT * float(np.linalg.norm(r))
     return bool(defect[n:].max(initial=0.0) > size), bool(defect[:n].max(initial=0.0) <= size)

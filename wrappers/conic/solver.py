@@ -97,7 +97,7 @@ class ConicSolver(Solver):
     def host_residual(self, x, params):
         """Return the optimality conditions as a vector."""
         P, c, A, b, _ = params
-        return Linearized(Program(P, c, A, b, self.cone), x[0], x[1], x[2]).residual
+        return Linearized(Program(P, c, A, b, self.cone), *x).residual
 
     def abstract_eval(self, params):
         """Return the shapes of x, y and s."""
@@ -150,7 +150,7 @@ def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
 
 def _polished(outcome: Outcome, point: Point, steps: int) -> Solution:
     value = point.x, point.y, point.s
-    J = Linearized(point.program, *value)
+    J = Linearized(point.program, point.x, point.y, point.s)
     stats = _stats(outcome, repairs=steps)
     return Solution(value, Status.SUCCESS, stats, State(J), message=outcome.message)
 
@@ -159,5 +159,5 @@ def _as_it_is(outcome: Outcome, program: Program, message: str) -> Solution:
     value = outcome.x, outcome.y, outcome.s
     doubt = f"the library stopped short of its tolerances: {outcome.message}"
     doubt = doubt if outcome.inaccurate else ""
-    state = State(Linearized(program, *value), doubt=doubt)
+    state = State(Linearized(program, outcome.x, outcome.y, outcome.s), doubt)
     return Solution(value, Status.SUCCESS, _stats(outcome), state, message=message, doubt=doubt)

@@ -134,15 +134,15 @@ class State:
     """
 
     def __init__(self, J: Linearized, factored: FactoredKKT | None = None):
-        self.factored = factored or FactoredKKT(J.program, J.D, J.smoothing)
+        self.K = factored or FactoredKKT(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
         self._exact = State(J.exact) if J.smoothing else None
         self.regularity: Regularity
         if self._exact is None:
-            self.regularity = Regularity.of(J.point, self.factored)
+            self.regularity = Regularity.of(J.point, self.K)
         else:
             self.regularity = self._exact.regularity
-        self.nbytes = self.factored.nbytes * (1 if self._exact is None else 2)
+        self.nbytes = self.K.nbytes * (1 if self._exact is None else 2)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -196,7 +196,7 @@ class ActiveSet(ByReduction):
             return None
         J: Linearized = jacobian
         norm = float(np.abs(J.program.B).sum(axis=0).max()) + 1.0
-        return norm * inverse_norm(state.factored.estimate, J.shape[0])
+        return norm * inverse_norm(state.K.estimate, J.shape[0])
 
 
 def _right_hand_side(J: Linearized, rhs: np.ndarray, transposed: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..quasidefinite.factored import CONSISTENT
+from ..quasidefinite.refined import CONSISTENT
 from .kkt import FactoredKKT
 from .point import Activity, Point
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..quasidefinite.factored import CONSISTENT
+from ..quasidefinite.refined import CONSISTENT
 from .kkt import FactoredKKT
 from .point import Point
 

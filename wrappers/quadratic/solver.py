@@ -184,7 +184,7 @@ def _as_it_is(outcome: Outcome, program: Program, message: str, smoothing: float
 
 def _judged(J: Linearized, state: State, stats: dict[str, float], message: str) -> Solution:
     # K may be so nearly singular that the signs of its pivots are rounding; those of P are not.
-    if not (state.exact.factored.convex or is_convex(J.program, _FLAT)):
+    if not (state.exact.K.convex or is_convex(J.program, _FLAT)):
         return Solution(None, Status.NOT_CONVEX, stats, message="what was found is a saddle")
     value = J.point.x, J.point.y
     return Solution(value, Status.SUCCESS, stats | state.regularity.stats, state, message=message)

@@ -15,17 +15,29 @@ import numpy as np
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
 from backsolve.adjoint.status import Status
 
-from .factored import CONSISTENT, Factored
+from .refined import CONSISTENT
 
 __all__ = ["ByReduction", "Reduced"]
+
+
+class Solvable(Protocol):
+    """A symmetric matrix, factored or not."""
+
+    def solve(self, r: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return w, and ‖K w − r‖ / ‖r‖."""
+        ...
+
+    def least_squares(self, r: np.ndarray) -> np.ndarray:
+        """Return the shortest w of those that minimise ‖K w − r‖."""
+        ...
 
 
 class Reduced(Protocol):
     """What is kept of one J."""
 
     @property
-    def factored(self) -> Factored:
-        """The factor of K."""
+    def K(self) -> Solvable:
+        """K."""
         ...
 
     @property
@@ -79,7 +91,7 @@ class ByReduction(Solver):
     def solved(self, J: Any, rhs: np.ndarray, state: Any, transposed: bool) -> Solution:
         """Solve, and say what there is to doubt."""
         r = self.reduced(J, state, rhs, transposed)
-        w, left = state.factored.solve(r)
+        w, left = state.K.solve(r)
         doubt = state.doubt
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
@@ -89,5 +101,5 @@ class ByReduction(Solver):
             doubt = f"the linearised system has no solution, {missed}"
             w = np.full_like(w, np.nan)
             if self.degenerate != "nan":
-                w = state.factored.least_squares(r)
+                w = state.K.least_squares(r)
         return Solution(self.recovered(J, state, w, rhs, transposed), doubt=doubt)

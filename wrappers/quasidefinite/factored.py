@@ -22,15 +22,13 @@ from backsolve.adjoint.store import default_limit
 
 from ..qdldl import LDL
 from .layout import Layout
+from .refined import CONSISTENT, Refined
 
-__all__ = ["CONSISTENT", "Factored"]
+__all__ = ["Factored"]
 
 _SHIFTS = (1e-9, 1e-8, 1e-7, 1e-6)  # δ, until the factor exists
-_ROUNDS = 40  # of refinement
-_ENOUGH = 1e-15  # backward error at which refinement ends
 _SINGULAR = 1e7  # ‖v‖ / ‖r‖, both equilibrated
 _DENSE = 1000  # size up to which least squares are dense
-CONSISTENT = 1e-7  # ‖K v − r‖ / ‖r‖ up to which K v = r has a solution
 
 
 class _Factor(Workspace):
@@ -47,7 +45,7 @@ def _pool(layout: Layout) -> Pool[_Factor]:
     return Pool(lambda: _Factor(layout), limit=min(limit, 1024))
 
 
-class Factored:
+class Factored(Refined):
     """The factored K of one set of values; subclasses know where these come from.
 
     Args:
@@ -55,21 +53,19 @@ class Factored:
         norm: ‖K‖, or what comes near it.
 
     Attributes:
+        size: Of K.
         nbytes: Size of the factor.
     """
 
     def __init__(self, layout: Layout, norm: float):
-        self.layout, self.norm, self.nbytes = layout, norm, layout.nbytes
+        self.layout, self.norm = layout, norm
+        self.size, self.nbytes = layout.size, layout.nbytes
         self._lu: Any = None
         self._pivots: np.ndarray | None = None
         self._load(robbed=False)
 
     def values(self) -> np.ndarray:
         """Return the entries of K by rows."""
-        raise NotImplementedError
-
-    def product(self, v: np.ndarray) -> np.ndarray:
-        """Return K v."""
         raise NotImplementedError
 
     def _load(self, *, robbed: bool) -> None:
@@ -103,38 +99,15 @@ class Factored:
         Returns:
             v, and ‖K v − r‖ / ‖r‖.
         """
-        v, left = self._refined(self._ldl_solve, r, start)
+        v, left = self.refined(self._ldl_solve, r, start)
         size = frobenius_norm(r)
         # So large a solution says that K is singular, which no other factor would help.
         large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
         if left > 1e-2 * CONSISTENT * size and not large:
-            w, after = self._refined(self._lu_solve, r, start)
+            w, after = self.refined(self._lu_solve, r, start)
             if after < left:
                 v, left = w, after
         return v, left / size if size else left
-
-    def _refined(
-        self, solve: Any, r: np.ndarray, start: np.ndarray | None
-    ) -> tuple[np.ndarray, float]:
-        v = np.zeros_like(r) if start is None else start
-        defect = r if start is None else r - self.product(v)
-        left, size = frobenius_norm(defect), frobenius_norm(r)
-        for _ in range(_ROUNDS):
-            if left <= _ENOUGH * (self.norm * frobenius_norm(v) + size):
-                break
-            step = solve(defect)
-            if step is None:
-                break
-            w = v + step
-            after = r - self.product(w)
-            norm = frobenius_norm(after)
-            # Slow progress is that of a nearly singular K, and comes to its end all the same.
-            if not norm < 0.9 * left:
-                if norm < left:
-                    v, left = w, norm
-                break
-            v, defect, left = w, after, norm
-        return v, left
 
     def _ldl_solve(self, r: np.ndarray) -> np.ndarray | None:
         while True:

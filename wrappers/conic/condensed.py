@@ -1,0 +1,133 @@
+"""K condensed to a dense positive definite matrix of the size of x, and refined.
+
+    H = P + Aᵀ W A        W = D ((I − D) e² + δ)⁻¹        H x = ρ₁ + Aᵀ W ρ₂
+
+All operations are those of dense linear algebra, so that this is quick where the rows of A are
+dense anyway. δ makes W finite where D is one; what it spoils, refinement on K mends. x and each
+cone are scaled, the latter by a number e.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from backsolve.adjoint.registry import require
+
+from .program import Program
+from .projection import Projection
+from .square_root import SquareRoot
+from .structure import cone_structure
+
+__all__ = ["Condensed"]
+
+_SHIFTS = (1e-6, 1e-5, 1e-4)  # δ, until H has a factor
+_FLOOR = 1e-12  # added to the diagonal of H
+
+
+class Condensed(SquareRoot):
+    """K of one program and one projection, with the factor of H.
+
+    Args:
+        program: The program.
+        projection: The projection.
+    """
+
+    suspicious = True  # H does not tell whether multipliers are unique
+
+    def __init__(self, program: Program, projection: Projection):
+        super().__init__(program, projection)
+        self._scale()
+        self._factor: Any = None
+        for δ in _SHIFTS:
+            self._weights(δ)
+            try:
+                self._factor = require("scipy.linalg").cho_factor(self._H(), check_finite=False)
+            except np.linalg.LinAlgError:
+                continue
+            break
+
+    @staticmethod
+    def size_of(program: Program) -> int:
+        """Return the bytes of H."""
+        return 8 * program.c.size**2
+
+    def _scale(self) -> None:
+        s, program = self.program.structure, self.program
+        largest = np.maximum.reduceat(np.abs(program.values), s.K.indptr[:-1])[: s.n]
+        self._x_scale = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
+        rows = program.row_norms_beside(1.0 / self._x_scale)
+        blocks = program.blocks
+        for triangles in blocks.triangles:
+            rows[triangles.rows] = rows[triangles.rows].max(axis=1, keepdims=True)
+        if blocks.starts.size:
+            largest = np.maximum.reduceat(rows[blocks.coupled], blocks.starts)
+            rows[blocks.coupled] = largest[blocks.block]
+        self._e = 1.0 / np.where(rows > 0, rows, 1.0)
+
+    def _weights(self, δ: float) -> None:
+        """Set the ω, e² ω in all, of W: where D is d, one along u₁, zero along u₂."""
+        d, rest, e2 = self.projection.d, self.projection.rest, self._e**2
+        self._shift = δ
+        self._ω = e2 * d / (e2 * rest + δ)
+        self._first, self._second = e2 / δ - self._ω, -self._ω
+
+    def _H(self) -> np.ndarray:
+        program, projection = self.program, self.projection
+        structure, blocks = program.structure, program.blocks
+        s = cone_structure(structure, blocks)
+        H = np.zeros((structure.n, structure.n))
+        H[structure.P_indices, structure.P_columns] = program.P
+        H[structure.P_columns, structure.P_indices] = program.P
+        straight = np.zeros(structure.m)
+        straight[s.straight_rows] = self._ω[s.straight_rows]
+        A = structure.A_csc(program.A)
+        diags = require("scipy.sparse").diags_array
+        H += (A.T @ diags(straight) @ A).toarray()
+        if blocks.starts.size:
+            indptr = np.append(blocks.starts, blocks.coupled.size)
+            csr = require("scipy.sparse").csr_array
+            for u, weights in ((projection.u1, self._first), (projection.u2, self._second)):
+                U = csr((u, blocks.coupled, indptr), shape=(blocks.starts.size, structure.m))
+                UA = U @ A
+                H += (UA.T @ diags(weights[blocks.coupled[blocks.starts]]) @ UA).toarray()
+        for which, rotation in s.rotations:
+            weight = np.sqrt(self._ω[rotation.rows])
+            moves = weight > 0
+            A = weight[moves, None] * rotation.rotated(program.A, projection.frames, which)[moves]
+            H[np.ix_(rotation.columns, rotation.columns)] += A.T @ A
+        H *= self._x_scale
+        H *= self._x_scale[:, None]
+        H[np.diag_indices_from(H)] += _FLOOR * max(1.0, float(H.diagonal().max(initial=0.0)))
+        return H
+
+    def solve(self, r):
+        """Solve K v = r."""
+        v, left = self.refined(self._condensed, r)
+        size = float(np.linalg.norm(r))
+        return v, left / size if size else left
+
+    def _condensed(self, r: np.ndarray) -> np.ndarray | None:
+        if self._factor is None:
+            return None
+        projection, n = self.projection, self.program.c.size
+        e2 = self._e**2
+        # (I − D̃ + δ / e²)⁻¹, one over δ along u₁, and e² / (e² + δ) along u₂.
+        middle = e2 / (e2 * projection.rest + self._shift)
+        inverse = functools.partial(
+            projection.combined,
+            d=middle,
+            first=e2 / self._shift - middle,
+            second=e2 / (e2 + self._shift) - middle,
+        )
+        w = inverse(r[n:])
+        g = projection.rotated_back(self._rooted(w))
+        pulled = self.program.product(np.concatenate([np.zeros(n), g]))[:n]
+        right = self._x_scale * (r[:n] + pulled)
+        x = self._x_scale * require("scipy.linalg").cho_solve(
+            self._factor, right, check_finite=False
+        )
+        moved = self.program.product(np.concatenate([x, np.zeros_like(w)]))[n:]
+        return np.concatenate([x, inverse(self._rooted(projection.rotated(moved)) - r[n:])])
