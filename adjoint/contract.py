@@ -32,8 +32,9 @@ class Solution:
         jacobian: The Jacobian that `state` was made from: the engine hands the state back for an
             equal Jacobian only. None where J's operands are x and θ themselves.
         message: What the library said, for error messages and records.
-        doubt: Why there may be no derivative at this point, if something but the size of errors
-            says so: derivatives are untrusted then, however well their systems were solved.
+        doubt: Of a linear solve, why there may be no derivative at this point, if something but the
+            size of errors says so: it is untrusted then, however well its system was solved. Of a
+            `solve`, why the solution itself is in doubt though it is no failure.
     """
 
     value: Any

@@ -95,7 +95,8 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
                 relative = ratio(frobenius_norm(F), problem.solver.scale(value))
             entry = _keep_state(problem, solution, θs[lane])
         tally.system(None, solution, "" if entry is None else "new")
-        values[lane] = value if tally.lane(lane, ended, primal=relative) else np.nan
+        keep = tally.lane(lane, ended, primal=relative, doubt=solution.doubt)
+        values[lane] = value if keep else np.nan
         status[lane] = ended
         store.issue(tickets[lane], entry, F, relative, iterations_of(solution))
 

@@ -34,8 +34,9 @@ class Policy:
         on_failure: For a solve that failed: `"raise"` a `SolverError`; return `"nan"`; or
             `"status"`: return NaN and leave the judgement to the caller, who must have asked for
             `full_output=True`.
-        on_untrusted: For a derivative with an error estimate above `gradient_tol`: `"warn"`,
-            `"raise"`, return `"nan"`, or `"ignore"`.
+        on_untrusted: For a derivative with an error estimate above `gradient_tol`, or another
+            doubt, and for a solution that the library itself calls inaccurate: `"warn"`, `"raise"`,
+            return `"nan"`, or `"ignore"`.
         gradient_tol: Relative error up to which a derivative is trusted.
         verdict: `"lazy"` estimates the condition number only when the free lower bound leaves
             doubt; `"full"` always.

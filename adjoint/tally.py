@@ -87,8 +87,9 @@ class Tally:
             self._weighted is None or not abs(weighted) <= abs(self._weighted)
         ):
             self._weighted = weighted
-        within = error is None or error <= self.policy.gradient_tol
-        if self.direction == "primal" or (within and not doubt):
+        # The error of a solution is for its derivatives to be judged by; a doubt is the solver's.
+        within = self.direction == "primal" or error is None or error <= self.policy.gradient_tol
+        if within and not doubt:
             return True
         self._untrusted = (*self._untrusted, lane)
         return self.policy.on_untrusted != "nan"
@@ -142,8 +143,10 @@ class Tally:
         )
 
     def _complaint(self) -> str:
-        kappa = self._conditioning.value if self._conditioning else math.nan
         where = self._where(len(self._untrusted), self._untrusted[0])
+        if self.direction == "primal":
+            return f"{self.solver}: untrusted solution{where}: {self._doubt}"
+        kappa = self._conditioning.value if self._conditioning else math.nan
         error = math.nan if self._error is None else self._error
         why = [self._doubt] * bool(self._doubt)
         if not error <= self.policy.gradient_tol:

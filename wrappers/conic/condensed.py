@@ -4,7 +4,8 @@
 
 All operations are those of dense linear algebra, so that this is quick where the rows of A are
 dense anyway. δ makes W finite where D is one; what it spoils, refinement on K mends. x and each
-cone are scaled, the latter by a number e.
+cone are scaled, the latter by a number e. To make H takes most of the time, so that the one of a
+point nearby is tried first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .structure import cone_structure
 __all__ = ["Condensed"]
 
 _SHIFTS = (1e-6, 1e-5, 1e-4)  # δ, until H has a factor
+_FULL = 0.05  # share of entries from which on dense products are quicker than sparse ones
 _FLOOR = 1e-12  # added to the diagonal of H
+_SOLVED = 1e-12  # ‖K v − r‖ / ‖r‖ up to which the H of a point nearby is good enough
 
 
 class Condensed(SquareRoot):
@@ -33,14 +36,19 @@ class Condensed(SquareRoot):
     Args:
         program: The program.
         projection: The projection.
+        near: That of a point nearby.
     """
 
     suspicious = True  # H does not tell whether multipliers are unique
 
-    def __init__(self, program: Program, projection: Projection):
+    def __init__(self, program: Program, projection: Projection, near: Condensed | None = None):
         super().__init__(program, projection)
-        self._scale()
         self._factor: Any = None
+        # Of the two, the one that has an H: chains would keep every point alive.
+        self._near = near if near is None or near._factor is not None else near._near
+
+    def _factorize(self) -> None:
+        self._scale()
         for δ in _SHIFTS:
             self._weights(δ)
             try:
@@ -81,11 +89,15 @@ class Condensed(SquareRoot):
         H = np.zeros((structure.n, structure.n))
         H[structure.P_indices, structure.P_columns] = program.P
         H[structure.P_columns, structure.P_indices] = program.P
-        straight = np.zeros(structure.m)
-        straight[s.straight_rows] = self._ω[s.straight_rows]
-        A = structure.A_csc(program.A)
         diags = require("scipy.sparse").diags_array
-        H += (A.T @ diags(straight) @ A).toarray()
+        A = structure.A_csc(program.A)
+        moving = np.unique(s.straight_rows[self._ω[s.straight_rows] > 0])
+        held = diags(np.sqrt(self._ω[moving])) @ A[moving]
+        if held.nnz > _FULL * moving.size * structure.n:
+            held = held.toarray()
+            H += held.T @ held
+        else:
+            H += (held.T @ held).toarray()
         if blocks.starts.size:
             indptr = np.append(blocks.starts, blocks.coupled.size)
             csr = require("scipy.sparse").csr_array
@@ -105,9 +117,25 @@ class Condensed(SquareRoot):
 
     def solve(self, r):
         """Solve K v = r."""
-        v, left = self.refined(self._condensed, r)
-        size = float(np.linalg.norm(r))
+        size, start = float(np.linalg.norm(r)), None
+        if self._factor is None and self._near is not None:
+            start, left = self.refined(self._condensed_near, r)
+            if left <= _SOLVED * size:
+                return start, left / size if size else left
+        if self._factor is None:
+            self._factorize()
+        v, left = self.refined(self._condensed, r, start)
         return v, left / size if size else left
+
+    def _condensed_near(self, r: np.ndarray) -> np.ndarray | None:
+        # w is rotated, by eigenvectors that need not be near those nearby.
+        here, there = self.projection, self._near.projection  # type: ignore[union-attr]
+        n = self.program.c.size
+        turned = np.concatenate([r[:n], there.rotated(here.rotated_back(r[n:]))])
+        v = self._near._condensed(turned)  # type: ignore[union-attr]
+        if v is None:
+            return None
+        return np.concatenate([v[:n], here.rotated(there.rotated_back(v[n:]))])
 
     def _condensed(self, r: np.ndarray) -> np.ndarray | None:
         if self._factor is None:

@@ -82,6 +82,9 @@ def form_of(program: Program) -> type[Extended | Condensed | Iterative]:
     return Condensed if dense < sparse else Extended
 
 
-def system_of(program: Program, projection: Projection) -> System:
-    """Return K."""
-    return form_of(program)(program, projection)
+def system_of(program: Program, projection: Projection, near: System | None = None) -> System:
+    """Return K; that of a point nearby may save work."""
+    form = form_of(program)
+    if form is Condensed and isinstance(near, Condensed):
+        return Condensed(program, projection, near)
+    return form(program, projection)

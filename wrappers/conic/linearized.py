@@ -131,17 +131,18 @@ class State:
 
     Args:
         J: The Jacobian.
+        near: K of a point nearby.
         doubt: What the library said against the point.
     """
 
-    def __init__(self, J: Linearized, doubt: str = ""):
-        self.J, self._doubt = J, doubt
+    def __init__(self, J: Linearized, near: System | None = None, doubt: str = ""):
+        self.J, self._near, self._doubt = J, near, doubt
         self.nbytes = form_of(J.program).size_of(J.program)
 
     @cached_property
     def K(self) -> System:
         """K, made when it is needed."""
-        return system_of(self.J.program, self.J.point.projection)
+        return system_of(self.J.program, self.J.point.projection, self._near)
 
     @cached_property
     def regularity(self) -> Regularity:
@@ -151,7 +152,17 @@ class State:
     @property
     def doubt(self) -> str:
         """Why there may be no derivative here, or nothing."""
-        return "; ".join(filter(None, [self._doubt, self.regularity.doubt]))
+        return " and ".join(filter(None, [self._doubt, self.regularity.doubt]))
+
+    @property
+    def ambiguity(self) -> str:
+        """What is not unique here, or nothing."""
+        return self.regularity.ambiguity
+
+    @property
+    def null(self) -> np.ndarray | None:
+        """A v with K v = 0, if K is singular."""
+        return self.regularity.null
 
     @property
     def stats(self) -> dict[str, float]:
@@ -166,6 +177,7 @@ class Faces(ByReduction):
 
     Args:
         degenerate: What a derivative is where the conditions have no solution: see `scs.solve`.
+        origin: What the numbers of the program are functions of, if that is known.
     """
 
     def state_of(self, J):
@@ -184,6 +196,12 @@ class Faces(ByReduction):
         x, g = state.K.direction(w)
         slack = y - J.program.product(np.concatenate([x, np.zeros_like(y)]))[x.size :]
         return np.concatenate([x, s + g, slack - g if transposed else slack])
+
+    def cotangents(self, J, ℓ):
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, and the size of x and y."""
+        ℓ_x, ℓ_y, _ = J.split(ℓ)
+        found = J.program.cotangents(J.x, J.y, ℓ_x, ℓ_y) | {"q": ℓ_x, "b": -ℓ_y}
+        return found, max(1.0, *(float(np.abs(a).max(initial=0.0)) for a in (J.x, J.y)))
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for what does not move."""

@@ -33,10 +33,12 @@ class Polished:
 
     Attributes:
         point: The best point.
+        K: The system of the last step; None if none was taken.
         steps: How many steps were taken.
     """
 
     point: Point
+    K: System | None
     steps: int
 
     @property
@@ -47,15 +49,17 @@ class Polished:
 
 def polish(point: Point) -> Polished:
     """Take Newton steps while they bring F down."""
+    K = None
     for steps in range(_ROUNDS):
         if point.off <= _EXACT:
-            return Polished(point, steps)
-        better = _step(point, system_of(point.program, point.projection))
+            return Polished(point, K, steps)
+        K = system_of(point.program, point.projection, K)
+        better = _step(point, K)
         # Near the end rounding is all that is left to move.
         if better is None or (point.off <= _SETTLED and better.off > 0.5 * point.off):
-            return Polished(better or point, steps)
+            return Polished(better or point, K, steps)
         point = better
-    return Polished(point, _ROUNDS)
+    return Polished(point, K, _ROUNDS)
 
 
 def _step(point: Point, K: System) -> Point | None:

@@ -37,6 +37,7 @@ class Regularity:
         weak: How many are closer than 1e-7.
         dependent: Whether multipliers are not unique.
         unique: Whether x is unique.
+        null: A random v with K v = 0, if K is singular.
         off: The largest residual of the optimality conditions, relative to its scale.
     """
 
@@ -44,6 +45,7 @@ class Regularity:
     weak: int
     dependent: bool
     unique: bool
+    null: np.ndarray | None
     off: float
 
     @classmethod
@@ -52,8 +54,8 @@ class Regularity:
         margins = np.concatenate(list(_margins(point)))
         off = point.off
         weak = int((margins < max(_WEAK, off)).sum())
-        dependent, unique = _deficiency(K) if K.suspicious else (False, True)
-        return cls(min(float(margins.min(initial=1.0)), 1.0), weak, dependent, unique, off)
+        deficiency = _deficiency(K) if K.suspicious else (False, True, None)
+        return cls(min(float(margins.min(initial=1.0)), 1.0), weak, *deficiency, off)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -63,8 +65,6 @@ class Regularity:
     @property
     def doubt(self) -> str:
         """Why there may be no derivative, or nothing."""
-        if not self.unique:
-            return "x is not unique"
         why = []
         if self.off > _EXACT:
             why.append(f"x, y and s solve the problem up to {self.off:.1e} only")
@@ -73,9 +73,16 @@ class Regularity:
                 f"complementarity is not strict in {self.weak} places (margin {self.margin:.1e}): "
                 "the solution has a kink here"
             )
-        if self.dependent:
-            why.append("y is not unique: the derivatives of y, and those in A and b, may not exist")
         return " and ".join(why)
+
+    @property
+    def ambiguity(self) -> str:
+        """What is not unique here, or nothing."""
+        if not self.unique:
+            return "x is not unique"
+        if self.dependent:
+            return "y is not unique: the derivatives of y, and those in A and b, may not exist"
+        return ""
 
 
 def _margins(point: Point) -> Iterator[np.ndarray]:
@@ -126,8 +133,8 @@ def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
 
 
-def _deficiency(K: System) -> tuple[bool, bool]:
-    """Return whether multipliers are dependent, and whether x is unique.
+def _deficiency(K: System) -> tuple[bool, bool, np.ndarray | None]:
+    """Return whether multipliers are dependent, whether x is unique, and a null vector.
 
     K v = r with a random r has no solution if K is singular, and what is left over lies in the
     null space: its upper part moves x, its lower part shifts multipliers.
@@ -136,7 +143,8 @@ def _deficiency(K: System) -> tuple[bool, bool]:
     r = _random(K.size)
     v, left = K.solve(r)
     if left <= CONSISTENT:
-        return False, True
-    defect = np.abs(K.product(v) - r)
-    size = CONSISTENT * float(np.linalg.norm(r))
-    return bool(defect[n:].max(initial=0.0) > size), bool(defect[:n].max(initial=0.0) <= size)
+        return False, True, None
+    null = K.product(v) - r
+    defect, size = np.abs(null), CONSISTENT * float(np.linalg.norm(r))
+    moves_y, moves_x = (float(part.max(initial=0.0)) > size for part in (defect[n:], defect[:n]))
+    return moves_y, not moves_x, null

@@ -24,10 +24,11 @@ from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone, conic_program
 
+from ..quasidefinite.derivative import Origin
 from ..quasidefinite.symmetric import Symmetric
 from .linearized import KKT, Faces, Linearized, State
 from .point import Point
-from .polish import polish
+from .polish import Polished, polish
 from .program import Program
 
 __all__ = ["ConicSolver", "Outcome"]
@@ -67,11 +68,13 @@ class ConicSolver(Solver):
         cone: K, with SCS's order of rows.
         polish: Whether the solution next to the library's is returned, or the library's.
         degenerate: What a derivative is where there is none: `"raise"`, `"nan"` or `"lstsq"`.
+        origin: What the numbers of the program are functions of, if that is known.
     """
 
     cone: Cone = _NOTHING
     polish: bool = True
     degenerate: str = "raise"
+    origin: Origin | None = None
 
     imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
     capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
@@ -92,7 +95,7 @@ class ConicSolver(Solver):
 
     def derivative_solver(self):
         """Return the solver of the linearised conditions."""
-        return Faces(self.degenerate)
+        return Faces(self.degenerate, self.origin)
 
     def host_residual(self, x, params):
         """Return the optimality conditions as a vector."""
@@ -125,7 +128,7 @@ class ConicSolver(Solver):
                     polished = polish(Point(program, outcome.x, z, near))
                     steps += polished.steps
                     if polished.settled:
-                        return _polished(first, polished.point, steps)
+                        return _polished(first, polished, steps)
         return _as_it_is(first, program, "not polished: Newton's method did not converge")
 
     def example(self, rng):
@@ -148,16 +151,17 @@ def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
     return {"iterations": outcome.iterations, **others}
 
 
-def _polished(outcome: Outcome, point: Point, steps: int) -> Solution:
+def _polished(outcome: Outcome, polished: Polished, steps: int) -> Solution:
+    point = polished.point
     value = point.x, point.y, point.s
     J = Linearized(point.program, point.x, point.y, point.s)
     stats = _stats(outcome, repairs=steps)
-    return Solution(value, Status.SUCCESS, stats, State(J), message=outcome.message)
+    return Solution(value, Status.SUCCESS, stats, State(J, polished.K), message=outcome.message)
 
 
 def _as_it_is(outcome: Outcome, program: Program, message: str) -> Solution:
     value = outcome.x, outcome.y, outcome.s
     doubt = f"the library stopped short of its tolerances: {outcome.message}"
     doubt = doubt if outcome.inaccurate else ""
-    state = State(Linearized(program, outcome.x, outcome.y, outcome.s), doubt)
+    state = State(Linearized(program, outcome.x, outcome.y, outcome.s), doubt=doubt)
     return Solution(value, Status.SUCCESS, _stats(outcome), state, message=message, doubt=doubt)

@@ -146,7 +146,7 @@ def from_solver(
             f"m must be an osqp.OSQP object after setup(P, q, A, l, u), found {type(m).__name__}"
         )
     handle = _Handle(m)
-    solver = _UserOSQP(*checked_options(polish, degenerate, DEGENERATE), handle)
+    solver = _UserOSQP(*checked_options(polish, degenerate, DEGENERATE), handle=handle)
 
     def solve(
         q: Any = None,

@@ -99,5 +99,5 @@ def solve(
     """
     policy, settings = policy_among(settings)
     options = checked_options(polish, degenerate, DEGENERATE)
-    solver = OSQP(*options, as_settings(settings))
+    solver = OSQP(*options, settings=as_settings(settings))
     return solve_program(solver, P, q, A, l, u, warm_start, policy)

@@ -155,6 +155,16 @@ class State:
         return self.regularity.doubt
 
     @property
+    def ambiguity(self) -> str:
+        """What is not unique here, or nothing."""
+        return self.regularity.ambiguity
+
+    @property
+    def null(self) -> np.ndarray | None:
+        """A v with K v = 0, if K is singular."""
+        return self.regularity.null
+
+    @property
     def exact(self) -> State:
         """That of the conditions that are not smoothed."""
         return self if self._exact is None else self._exact
@@ -166,6 +176,7 @@ class ActiveSet(ByReduction):
 
     Args:
         degenerate: What a derivative is where the conditions have no solution: see `osqp.solve`.
+        origin: What the numbers of the program are functions of, if that is known.
     """
 
     def state_of(self, J):
@@ -189,6 +200,14 @@ class ActiveSet(ByReduction):
             if not solution.doubt and not distance <= _SMOOTHED * frobenius_norm(exact):
                 solution.doubt = "smoothing changes the derivative"
         return solution
+
+    def cotangents(self, J, ℓ):
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and the bounds that hold, and the size of x and y."""
+        program, x, y = J.program, J.point.x, J.point.y
+        ℓ_x, ℓ_y = ℓ[: x.size], ℓ[x.size :]
+        held = np.where(J.D < 0.5, ℓ_y, 0.0)
+        found = program.cotangents(x, y, ℓ_x, held) | {"q": ℓ_x, "b": -held}
+        return found, max(1.0, *(float(np.abs(a).max(initial=0.0)) for a in (x, y)))
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""

@@ -35,6 +35,7 @@ class Regularity:
         weak: How many inequalities have less than 1e-7 of both.
         dependent: How many active constraints depend on others (LICQ fails).
         unique: Whether x is unique.
+        null: A random v with K v = 0, if K is singular.
         off: The largest residual of the optimality conditions, relative to its scale.
     """
 
@@ -42,6 +43,7 @@ class Regularity:
     weak: int
     dependent: int
     unique: bool
+    null: np.ndarray | None
     off: float
 
     @classmethod
@@ -51,8 +53,8 @@ class Regularity:
         margin, off = _margins(point, active), _off(point, active)
         # The point is known no better than its residual: what is closer than that may be a kink.
         weak = int((margin < max(_WEAK, off)).sum())
-        dependent, unique = _deficiency(factored) if factored.suspicious else (0, True)
-        return cls(min(float(margin.min(initial=1.0)), 1.0), weak, dependent, unique, off)
+        deficiency = _deficiency(factored) if factored.suspicious else (0, True, None)
+        return cls(min(float(margin.min(initial=1.0)), 1.0), weak, *deficiency, off)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -62,8 +64,6 @@ class Regularity:
     @property
     def doubt(self) -> str:
         """Why there may be no derivative, or nothing."""
-        if not self.unique:
-            return "x is not unique"
         why = []
         if self.off > _EXACT:
             why.append(f"x and y solve the problem up to {self.off:.1e} only")
@@ -72,12 +72,19 @@ class Regularity:
                 f"{_plural(self.weak, 'constraint')} weakly active (margin {self.margin:.1e}): the "
                 "solution has a kink here"
             )
+        return " and ".join(why)
+
+    @property
+    def ambiguity(self) -> str:
+        """What is not unique here, or nothing."""
+        if not self.unique:
+            return "x is not unique"
         if self.dependent:
-            why.append(
+            return (
                 f"{_plural(self.dependent, 'active constraint')} linearly dependent on others: the "
                 "derivatives of y, and those in A, l and u, may not exist"
             )
-        return " and ".join(why)
+        return ""
 
 
 def _margins(point: Point, active: np.ndarray) -> np.ndarray:
@@ -107,8 +114,8 @@ def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
 
 
-def _deficiency(factored: FactoredKKT) -> tuple[int, bool]:
-    """Return how many active rows are dependent, and whether x is unique.
+def _deficiency(factored: FactoredKKT) -> tuple[int, bool, np.ndarray | None]:
+    """Return how many active rows are dependent, whether x is unique, and a null vector.
 
     K v = r with a random r has no solution if K is singular, and what is left over lies in the
     null space: its upper part moves x, its lower part shifts multipliers.
@@ -118,13 +125,14 @@ def _deficiency(factored: FactoredKKT) -> tuple[int, bool]:
     r = _random(active.size + n) * np.concatenate([np.ones(n), active])
     v, left = factored.solve(r)
     if left <= CONSISTENT:
-        return 0, True
-    defect = np.abs(factored.product(v) - r)
+        return 0, True, None
+    null = factored.product(v) - r
+    defect = np.abs(null)
     size = CONSISTENT * float(np.linalg.norm(r))
     dependent = 0
     if defect[n:].max(initial=0.0) > size:
         dependent = _dependent_rows(program, active)
-    return dependent, bool(defect[:n].max(initial=0.0) <= size)
+    return dependent, bool(defect[:n].max(initial=0.0) <= size), null
 
 
 def _dependent_rows(program: Any, active: np.ndarray) -> int:

@@ -27,6 +27,7 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.kkt import quadratic_program
 
 from ..quasidefinite.convexity import is_convex
+from ..quasidefinite.derivative import Origin
 from ..quasidefinite.symmetric import Symmetric
 from .linearized import KKT, ActiveSet, Linearized, State
 from .point import Point
@@ -79,10 +80,12 @@ class QuadraticSolver(Solver):
         polish: Whether x and y are solved for on the active set that the library found.
         degenerate: What a derivative is where there is none: `"raise"`, `"nan"`, `"lstsq"` or
             `"smoothed"`.
+        origin: What the numbers of the program are functions of, if that is known.
     """
 
     polish: bool = True
     degenerate: str = "raise"
+    origin: Origin | None = None
 
     imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
     capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
@@ -108,7 +111,7 @@ class QuadraticSolver(Solver):
 
     def derivative_solver(self):
         """Return the solver on the active set."""
-        return ActiveSet(self.degenerate)
+        return ActiveSet(self.degenerate, self.origin)
 
     def host_residual(self, x, params):
         """Return the optimality conditions as a vector."""

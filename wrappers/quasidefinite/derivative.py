@@ -2,7 +2,10 @@
 
     J v = r  or  Jᵀ v = r        K w = r′,  r′ made of r,  v made of w
 
-One factor of K serves both.
+One factor of K serves both. Where K is singular, x or the multipliers are not unique. Jᵀ ℓ = 0 then
+has a solution, and derivatives are known up to multiples of (∂F/∂θ)ᵀ ℓ, if they exist. That is zero
+where the numbers of the program do not move that way, as with the auxiliary variable of a norm
+that is bounded but not active; `Origin` tells.
 """
 
 from __future__ import annotations
@@ -17,7 +20,15 @@ from backsolve.adjoint.status import Status
 
 from .refined import CONSISTENT
 
-__all__ = ["ByReduction", "Reduced"]
+__all__ = ["ByReduction", "Origin", "Reduced"]
+
+
+class Origin(Protocol):
+    """What the numbers of a program are functions of; hashed by identity."""
+
+    def ignores(self, cotangents: dict[str, np.ndarray], size: float) -> bool:
+        """Tell whether cotangents of P, q, A and b are zero when pulled back, beside a size."""
+        ...
 
 
 class Solvable(Protocol):
@@ -46,6 +57,16 @@ class Reduced(Protocol):
         ...
 
     @property
+    def ambiguity(self) -> str:
+        """What is not unique here, or nothing."""
+        ...
+
+    @property
+    def null(self) -> np.ndarray | None:
+        """A w with K w = 0, if K is singular; a random one, if there are several."""
+        ...
+
+    @property
     def stats(self) -> dict[str, float]:
         """Numbers for records."""
         ...
@@ -58,9 +79,11 @@ class ByReduction(Solver):
     Args:
         degenerate: What a derivative is where the conditions have no solution: `"raise"`,
             `"nan"`, or the shortest v that comes closest.
+        origin: What the numbers of the program are functions of, if that is known.
     """
 
     degenerate: str = "raise"
+    origin: Origin | None = None
     name = "qdldl"
     # "Iterative": the errors that are there are measured. Conditioning by a random right-hand side
     # would count null directions that the given one has no part in.
@@ -80,6 +103,21 @@ class ByReduction(Solver):
         """Return v."""
         raise NotImplementedError
 
+    def cotangents(self, J: Any, ℓ: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, and the size of the numbers that make it up."""
+        raise NotImplementedError
+
+    def doubt(self, J: Any, state: Any) -> str:
+        """Return why there may be no derivative here, or nothing."""
+        ambiguity = state.ambiguity
+        if ambiguity and self.origin is not None and state.null is not None:
+            nothing = np.zeros(J.shape[0])
+            ℓ = self.recovered(J, state, state.null, nothing, True)
+            ℓ = ℓ / max(float(np.abs(ℓ).max(initial=0.0)), 1e-300)
+            if self.origin.ignores(*self.cotangents(J, ℓ)):
+                ambiguity = ""
+        return " and ".join(filter(None, [ambiguity, state.doubt]))
+
     def linear_solve(self, jacobian, rhs, state, *, transposed):
         """Solve with K."""
         if state is None:
@@ -92,11 +130,11 @@ class ByReduction(Solver):
         """Solve, and say what there is to doubt."""
         r = self.reduced(J, state, rhs, transposed)
         w, left = state.K.solve(r)
-        doubt = state.doubt
+        doubt = self.doubt(J, state)
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":
-                message = f"{missed}; {doubt}" if doubt else missed
+                message = "; ".join(filter(None, [missed, state.ambiguity, state.doubt]))
                 return Solution(np.full_like(rhs, np.nan), Status.NO_DERIVATIVE, message=message)
             doubt = f"the linearised system has no solution, {missed}"
             w = np.full_like(w, np.nan)

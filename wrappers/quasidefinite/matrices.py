@@ -100,6 +100,18 @@ class Matrices:
         """‖B‖, Frobenius'."""
         return math.sqrt(self.values.dot(self.values))
 
+    def cotangents(
+        self, x: np.ndarray, y: np.ndarray, ℓ: np.ndarray, held: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the derivatives of `ℓᵀ (P x + Aᵀ y) + heldᵀ A x` in the values of P and A."""
+        s = self.structure
+        i, j = s.P_indices, s.P_columns
+        P = np.empty(self._P_data.size)
+        P[s.upper] = np.where(i == j, ℓ[i] * x[i], ℓ[i] * x[j] + ℓ[j] * x[i])
+        if s.mirror is not s.upper:  # both triangles are given, and share it
+            P[s.upper] = P[s.mirror] = np.where(i == j, 1.0, 0.5) * P[s.upper]
+        return {"P": P, "A": y[s.A_rows] * ℓ[s.A_columns] + held[s.A_rows] * x[s.A_columns]}
+
     @cached_property
     def row_norms(self) -> np.ndarray:
         """The largest |A[i, j]| of each row."""
