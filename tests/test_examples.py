@@ -15,6 +15,7 @@ OPTIONS = {
     "bratu.py": "--size=40",
     "portfolio.py": "--steps=5",
     "mpc.py": "--steps=3",
+    "optnet_sudoku.py": "--steps=3",
 }
 
 

@@ -4,11 +4,23 @@ No library is imported before it is used.
 """
 
 from . import clarabel as clarabel
+from . import cvxpy as cvxpy
 from . import krylov as krylov
 from . import lapack as lapack
 from . import osqp as osqp
 from . import petsc as petsc
+from . import scs as scs
 from . import sparsity as sparsity
 from . import superlu as superlu
 
-__all__ = ["clarabel", "krylov", "lapack", "osqp", "petsc", "sparsity", "superlu"]
+__all__ = [
+    "clarabel",
+    "cvxpy",
+    "krylov",
+    "lapack",
+    "osqp",
+    "petsc",
+    "scs",
+    "sparsity",
+    "superlu",
+]

@@ -24,10 +24,12 @@ from .adjoint.status import (
 )
 from .wrappers import (  # registers them; imports no library
     clarabel,
+    cvxpy,
     krylov,
     lapack,
     osqp,
     petsc,
+    scs,
     superlu,
 )
 
@@ -59,6 +61,7 @@ __all__ = [
     "clarabel",
     "custom_fixed_point",
     "custom_root",
+    "cvxpy",
     "implicit",
     "krylov",
     "lapack",
@@ -71,6 +74,7 @@ __all__ = [
     "registered_solvers",
     "root_jvp",
     "root_vjp",
+    "scs",
     "solve",
     "superlu",
 ]

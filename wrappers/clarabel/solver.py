@@ -1,9 +1,7 @@
-"""The solver, and the public function.
+"""The solver of quadratic programs, and the public function.
 
 Quirks: Clarabel does not ask whether P is positive semidefinite, and calls some saddles and local
-minima solved. An object that is given other numbers keeps the scaling of its first ones, so that
-results depend on what was solved before, and to make one anew takes a small part of a solve: every
-solve does. There is no warm start. `solve` releases Python's lock.
+minima solved.
 """
 
 from __future__ import annotations
@@ -14,33 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from backsolve.adjoint.registry import register, require
+from backsolve.adjoint.registry import register
 from backsolve.adjoint.status import Status
 
 from ..quadratic.interface import DEGENERATE, QPSolution, solve_program
-from ..quadratic.program import Program
 from ..quadratic.solver import Outcome, QuadraticSolver
 from ..quasidefinite.arguments import checked_options, policy_among
 from ..quasidefinite.convexity import is_convex
 from .rows import rows_of
-from .settings import Settings, as_settings, native
+from .settings import Settings, as_settings
+from .solutions import solutions, status_of
 
 __all__ = ["Clarabel", "solve"]
-
-_TOLERANCES = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
-_TIGHTER = 1e-4  # by what they are multiplied where the active set does not settle
-_STATUS = {
-    "Solved": Status.SUCCESS,
-    "AlmostSolved": Status.MAX_ITERATIONS,
-    "PrimalInfeasible": Status.INFEASIBLE,
-    "AlmostPrimalInfeasible": Status.INFEASIBLE,
-    "DualInfeasible": Status.UNBOUNDED,
-    "AlmostDualInfeasible": Status.UNBOUNDED,
-    "MaxIterations": Status.MAX_ITERATIONS,
-    "MaxTime": Status.TIME_LIMIT,
-    "NumericalError": Status.DIVERGED,
-    "InsufficientProgress": Status.DIVERGED,
-}
 
 
 @register("clarabel", requires="clarabel")
@@ -68,26 +51,12 @@ class Clarabel(QuadraticSolver):
             nothing = np.zeros(0)
             yield Outcome(Status.NOT_CONVEX, "P has a negative eigenvalue", nothing, nothing, 0)
             return
-        settings = native(self.settings)  # type: ignore[arg-type]
-        yield _solve(program, settings)
-        for name in _TOLERANCES:
-            setattr(settings, name, _TIGHTER * getattr(settings, name))
-        yield _solve(program, settings)
-
-
-def _solve(program: Program, settings: Any) -> Outcome:
-    rows, P = rows_of(program), program.structure.P_csc(program.P)
-    numbers = P, program.q, rows.A(program), rows.b(program), rows.cones()
-    found = require("clarabel").DefaultSolver(*numbers, settings).solve()
-    name = str(found.status)
-    return Outcome(
-        status=_STATUS.get(name, Status.UNKNOWN),
-        message=name,
-        x=np.array(found.x),
-        y=rows.y(found.z),
-        iterations=int(found.iterations),
-        inaccurate=name == "AlmostSolved",
-    )
+        rows, P = rows_of(program), program.structure.P_csc(program.P)
+        numbers = P, program.q, rows.A(program), rows.b(program), rows.cones()
+        for found in solutions(*numbers, self.settings):  # type: ignore[arg-type]
+            status, name, inaccurate = status_of(found)
+            x, y = np.array(found.x), rows.y(found.z)
+            yield Outcome(status, name, x, y, int(found.iterations), inaccurate)
 
 
 def solve(
@@ -140,5 +109,5 @@ def solve(
     """
     policy, settings = policy_among(settings)
     options = checked_options(polish, degenerate, DEGENERATE)
-    solver = Clarabel(*options, as_settings(settings))
+    solver = Clarabel(*options, settings=as_settings(settings))
     return solve_program(solver, P, q, A, l, u, None, policy)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone, conic_program
@@ -99,8 +100,8 @@ class ConicSolver(Solver):
 
     def host_residual(self, x, params):
         """Return the optimality conditions as a vector."""
-        P, c, A, b, _ = params
-        return Linearized(Program(P, c, A, b, self.cone), *x).residual
+        (x, y, s), (P, c, A, b, _) = x, params
+        return Linearized(Program(P, c, A, b, self.cone), x, y, s).residual
 
     def abstract_eval(self, params):
         """Return the shapes of x, y and s."""
@@ -110,8 +111,8 @@ class ConicSolver(Solver):
 
     def solve(self, params):
         """Solve with the library, and polish."""
-        *numbers, start = params
-        program = Program(*numbers, self.cone)
+        P, c, A, b, start = params
+        program = Program(P, c, A, b, self.cone)
         wrong = program.wrong()
         if wrong is not None:
             return Solution(None, wrong[0], message=wrong[1])
@@ -132,13 +133,16 @@ class ConicSolver(Solver):
         return _as_it_is(first, program, "not polished: Newton's method did not converge")
 
     def example(self, rng):
-        """Return a small program with a solution that is not degenerate; P a dense matrix."""
-        m, n = self.cone.size, max(2, self.cone.size // 2)
+        """Return a small program with a solution that is not degenerate; P a triangle."""
+        m, n = self.cone.size, self.cone.size + 1
         M, A = rng.standard_normal((n, n)), rng.standard_normal((m, n))
         x, z = rng.standard_normal(n), rng.standard_normal(m)
         point = Point(Program(None, x, A, z, self.cone), x, z)
         P = M @ M.T / n + np.eye(n)
-        return P, -P @ x - A.T @ point.y, A, A @ x + point.s, None
+        rows, columns = np.nonzero(np.triu(P))
+        indptr = np.searchsorted(rows, np.arange(n + 1))
+        triangle = CSR(P[rows, columns], columns, indptr, (n, n))
+        return triangle, -P @ x - A.T @ point.y, A, A @ x + point.s, None
 
     def unsolvable(self, rng):
         """Return a program without a feasible point: 0 x + s = b, b outside of the cone."""
