@@ -96,14 +96,12 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
         θ, θ_dot = list(θ_and_tangents[: len(params)]), θ_and_tangents[len(params) :]
         fixed = [a for i, a in enumerate(θ) if i not in moving]
 
-        def F(*some):
-            return _residual(problem, tuple(moving))(x, some, fixed)
-
         operands = problem.linearize(x, list(θ))
         if problem.solver.overrides("params_vjp"):
             F_dot = params_product(problem, x, θ, moving, θ_dot)
         else:
-            _, F_dot = jax.jvp(F, [θ[i] for i in moving], list(θ_dot))
+            some = [θ[i] for i in moving]
+            F_dot = _residual_tangent(problem, tuple(moving))(x, some, fixed, list(θ_dot))
         F_dot = F_dot.astype(x.dtype)  # F may have the precision of θ
         (x_dot,) = linear_solve_p.bind(*operands, -F_dot, ticket, problem=problem, transposed=False)
         return x_dot
@@ -113,18 +111,23 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
 
 
 @functools.lru_cache(maxsize=256)
-def _residual(problem: Problem, moving: tuple[int, ...]) -> Callable:
-    """Return F of x, the leaves of θ that move, and the others: outside of jit, compiled once.
+def _residual_tangent(problem: Problem, moving: tuple[int, ...]) -> Callable:
+    """Return `(∂F/∂θ) θ̇` for the leaves of θ that move: outside of jit, compiled once.
 
-    `A x − b` is a few operations, and not worth a compilation for each pattern of A.
+    Compiled without F itself, of which the parts that hold no θ may be most of the work. `A x − b`
+    is a few operations, and not worth a compilation for each pattern of A.
     """
 
-    def F(x, some, fixed):
-        values, others = iter(some), iter(fixed)
-        count = len(some) + len(fixed)
-        return problem.F(x, [next(values if i in moving else others) for i in range(count)])
+    def tangent(x, some, fixed, tangents):
+        def F(*some):
+            values, others = iter(some), iter(fixed)
+            count = len(some) + len(fixed)
+            return problem.F(x, [next(values if i in moving else others) for i in range(count)])
 
-    return F if problem.is_linear else jax.jit(F, inline=True)
+        _, F_dot = jax.jvp(F, some, tangents)
+        return F_dot
+
+    return tangent if problem.is_linear else jax.jit(tangent, inline=True)
 
 
 def _solve_jvp(params, tangents, *, problem):

@@ -14,6 +14,7 @@ OPTIONS = {
     "heat_inversion.py": "--steps=3",
     "bratu.py": "--size=40",
     "portfolio.py": "--steps=5",
+    "cvxpy_layer.py": "--steps=3",
     "mpc.py": "--steps=3",
     "optnet_sudoku.py": "--steps=3",
 }

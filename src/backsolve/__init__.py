@@ -32,6 +32,7 @@ from .wrappers import (  # registers them; imports no library
     scs,
     superlu,
 )
+from .wrappers.cvxpy import CvxpyLayer
 
 __version__ = _version("backsolve")
 
@@ -42,6 +43,7 @@ __all__ = [
     "Certificate",
     "CertificationError",
     "ConformanceError",
+    "CvxpyLayer",
     "InputError",
     "LinearSolver",
     "Log",

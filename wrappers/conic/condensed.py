@@ -115,16 +115,17 @@ class Condensed(SquareRoot):
         H[np.diag_indices_from(H)] += _FLOOR * max(1.0, float(H.diagonal().max(initial=0.0)))
         return H
 
-    def solve(self, r):
+    def solve(self, r, *, enough=0.0):
         """Solve K v = r."""
         size, start = float(np.linalg.norm(r)), None
         if self._factor is None and self._near is not None:
-            start, left = self.refined(self._condensed_near, r)
-            if left <= _SOLVED * size:
+            enough = max(enough, _SOLVED)
+            start, left = self.refined(self._condensed_near, r, enough=enough)
+            if left <= enough * size:
                 return start, left / size if size else left
         if self._factor is None:
             self._factorize()
-        v, left = self.refined(self._condensed, r, start)
+        v, left = self.refined(self._condensed, r, start, enough)
         return v, left / size if size else left
 
     def _condensed_near(self, r: np.ndarray) -> np.ndarray | None:

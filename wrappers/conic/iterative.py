@@ -53,11 +53,11 @@ class Iterative(SquareRoot):
         """Numbers for records."""
         return {"iterations": self.iterations, "stop": self.stop}
 
-    def solve(self, r):
+    def solve(self, r, *, enough=0.0):
         """Solve K v = r."""
         self.iterations, self.stop = 0, 0
         size = float(np.linalg.norm(r))
-        v, left = self.refined(self._minres, r)
+        v, left = self.refined(self._minres, r, enough=enough)
         if left > CONSISTENT * size:
             self.stop = 2
             v, left = self.refined(self._lsmr, r, v)

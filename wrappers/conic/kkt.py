@@ -22,6 +22,7 @@ __all__ = ["System", "form_of", "system_of"]
 
 # A sparse factorisation makes some twenty times fewer operations a second than dense algebra.
 _SPARSE = 20.0
+_FEW = 2e6  # operations of dense algebra that a sparse factorisation may stand for in any case
 _TOO_MANY = 2e10  # operations of dense algebra, from which on to iterate is quicker
 
 
@@ -53,8 +54,8 @@ class System(Protocol):
         """Return K v."""
         ...
 
-    def solve(self, r: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return v, and ‖K v − r‖ / ‖r‖."""
+    def solve(self, r: np.ndarray, *, enough: float = 0.0) -> tuple[np.ndarray, float]:
+        """Return v, and ‖K v − r‖ / ‖r‖, which need be no less than enough."""
         ...
 
     def least_squares(self, r: np.ndarray) -> np.ndarray:
@@ -67,19 +68,19 @@ class System(Protocol):
 
 
 def form_of(program: Program) -> type[Extended | Condensed | Iterative]:
-    """Choose a form by the number of operations."""
-    n = program.c.size
-    rows = np.repeat(
-        [t.rows.shape[1] for t in program.blocks.triangles],
-        [t.rows.shape[0] for t in program.blocks.triangles],
-    ).astype(float)
-    sparse = _SPARSE * float((rows**3).sum())
-    if not sparse:
-        return Extended
-    dense = n**3 / 3 + float(rows.sum()) * n**2
-    if min(sparse, dense) > _TOO_MANY:
+    """Choose a form by the number of operations, in those of dense algebra."""
+    n, structure = program.c.size, program.structure
+    row_sizes = np.bincount(structure.A_rows, minlength=structure.m).astype(float)
+    filled = _SPARSE * float(row_sizes @ row_sizes)  # of A, the rows of cones apart
+    sparse, rotated = filled, 0.0
+    for triangles in program.blocks.triangles:
+        count, rows = triangles.rows.shape
+        sparse += _SPARSE * count * rows**3
+        rotated += count * rows * n**2
+    dense = n**3 / 3 + rotated + min(filled, float(structure.m) * n**2)
+    if min(sparse, dense) > _TOO_MANY and rotated:
         return Iterative
-    return Condensed if dense < sparse else Extended
+    return Condensed if dense < sparse and sparse > _FEW else Extended
 
 
 def system_of(program: Program, projection: Projection, near: System | None = None) -> System:

@@ -25,6 +25,7 @@ _ROUNDS = 25
 _HALVINGS = 6
 _EXACT = 1e-13  # what is left of F beside its terms
 _SETTLED = 1e-9
+_DIRECTION = 1e-7  # of the system, beside its right-hand side, when a step is taken
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def polish(point: Point) -> Polished:
 
 def _step(point: Point, K: System) -> Point | None:
     F1, F2 = point.F
-    v, _ = K.solve(K.right_hand_side(-F1, -F2))
+    v, _ = K.solve(K.right_hand_side(-F1, -F2), enough=_DIRECTION)
     x, g = K.direction(v)
     z = g + F2 + point.program.product(np.concatenate([x, np.zeros_like(F2)]))[x.size :]
     if not (np.isfinite(x).all() and np.isfinite(z).all()):

@@ -141,7 +141,7 @@ def _deficiency(K: System) -> tuple[bool, bool, np.ndarray | None]:
     """
     n = K.program.c.size
     r = _random(K.size)
-    v, left = K.solve(r)
+    v, left = K.solve(r, enough=0.1 * CONSISTENT)
     if left <= CONSISTENT:
         return False, True, None
     null = K.product(v) - r

@@ -36,8 +36,8 @@ class SquareRoot(Refined):
         self.norm = math.hypot(program.norm, math.sqrt(program.b.size))
         self._root = np.sqrt(projection.d)
 
-    def solve(self, r: np.ndarray) -> tuple[np.ndarray, float]:
-        """Solve K v = r.
+    def solve(self, r: np.ndarray, *, enough: float = 0.0) -> tuple[np.ndarray, float]:
+        """Solve K v = r, until `‖K v − r‖ ≤ enough ‖r‖`, or as well as can be.
 
         Returns:
             v, and ‖K v − r‖ / ‖r‖.

@@ -93,13 +93,15 @@ class Factored(Refined):
         """Whether a pivot is so small that K may be singular."""
         return self._pivots is None or bool(np.abs(self._pivots).min(initial=1.0) < 1e-6)
 
-    def solve(self, r: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-        """Solve K v = r, refining a start if there is one.
+    def solve(
+        self, r: np.ndarray, start: np.ndarray | None = None, enough: float = 0.0
+    ) -> tuple[np.ndarray, float]:
+        """Solve K v = r, refining a start if there is one, until enough is reached or all there is.
 
         Returns:
             v, and ‖K v − r‖ / ‖r‖.
         """
-        v, left = self.refined(self._ldl_solve, r, start)
+        v, left = self.refined(self._ldl_solve, r, start, enough)
         size = frobenius_norm(r)
         # So large a solution says that K is singular, which no other factor would help.
         large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)

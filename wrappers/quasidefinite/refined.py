@@ -33,13 +33,21 @@ class Refined:
         solve: Callable[[np.ndarray], np.ndarray | None],
         r: np.ndarray,
         start: np.ndarray | None = None,
+        enough: float = 0.0,
     ) -> tuple[np.ndarray, float]:
-        """Return v and ‖K v − r‖, by an approximate solve, which may give up with None."""
+        """Return v and ‖K v − r‖, by an approximate solve, which may give up with None.
+
+        Args:
+            solve: K⁻¹ r, approximately.
+            r: Right-hand side.
+            start: Where to start from.
+            enough: ‖K v − r‖ / ‖r‖ that will do.
+        """
         v = np.zeros_like(r) if start is None else start
         defect = r if start is None else r - self.product(v)
         left, size = frobenius_norm(defect), frobenius_norm(r)
         for _ in range(_ROUNDS):
-            if left <= _ENOUGH * (self.norm * frobenius_norm(v) + size):
+            if left <= max(_ENOUGH * (self.norm * frobenius_norm(v) + size), enough * size):
                 break
             step = solve(defect)
             if step is None:
