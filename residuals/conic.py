@@ -78,12 +78,7 @@ class Cone:
         Raises:
             InputError: If v has another shape.
         """
-        v = jnp.asarray(v)
-        if v.shape != (self.size,):
-            raise InputError(
-                f"the cone has {self.size} rows and the vector has shape {v.shape}: "
-                f"give one entry for each row of A, in the order of {self}"
-            )
+        v = self._checked(v)
         p = v  # in the rows of z: everything is the dual of zero
         for projection, rows in self._blocks():
             p = p.at[rows].set(projection(v[rows]))
@@ -96,6 +91,15 @@ class Cone:
             InputError: If v has another shape.
         """
         return cones.dual(self.project_dual)(v)
+
+    def _checked(self, v: Any) -> jax.Array:
+        v = jnp.asarray(v)
+        if v.shape != (self.size,):
+            raise InputError(
+                f"the cone has {self.size} rows and the vector has shape {v.shape}: "
+                f"give one entry for each row of A, in the order of {self}"
+            )
+        return v
 
     def _blocks(self) -> Iterator[tuple[Callable[..., Any], np.ndarray]]:
         """Yield the projection onto a dual cone, of many points, and the rows of each point."""
@@ -153,9 +157,9 @@ def conic_program(
         The residuals, shaped like `xys`.
 
     Raises:
-        InputError: If y has not as many entries as the cone has rows.
+        InputError: If y or s has not as many entries as the cone has rows.
     """
-    x, y, s = xys
+    x, y, s = xys[0], cone._checked(xys[1]), cone._checked(xys[2])
     stationarity = A.T @ y + c
     if P is not None:
         stationarity = P @ x + stationarity

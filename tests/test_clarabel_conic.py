@@ -45,7 +45,7 @@ TIGHT = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-10)
         clarabel.ClarabelConic(cone=Cone(z=1, l=3, q=(3,))),
         clarabel.ClarabelConic(cone=Cone(l=1, s=(3,)), settings={"tol_feas": 1e-9}),
         clarabel.ClarabelConic(cone=Cone(z=1, ep=1, p=(0.4,))),
-        clarabel.ClarabelConic(cone=Cone(z=1, l=3, q=(3,)), polish=False, settings=TIGHT),
+        clarabel.ClarabelConic(cone=Cone(z=1, l=3), polish=False, settings=TIGHT),
     ]
 )
 def test_conforms(solver, check):

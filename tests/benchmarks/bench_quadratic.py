@@ -13,12 +13,8 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import platform
 import statistics
-import subprocess
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -28,9 +24,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quadratic_peers import PEERS, Peer
+from quadratic_peers import PEERS
 from quadratic_programs import CLASSES
 from quadratic_reference import derivatives, tight
+from side_by_side import (
+    RESULTS,
+    Peer,
+    Timing,
+    in_turn,
+    listed,
+    milliseconds,
+    prepare,
+    provenance,
+    seconds,
+    table,
+)
 
 import backsolve
 from backsolve.wrappers.quadratic import solver as quadratic
@@ -38,7 +46,6 @@ from backsolve.wrappers.quadratic.interface import solve_program
 
 jax.config.update("jax_enable_x64", True)
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = (10, 100, 1000, 5000)
 LARGE = {"portfolio": 10_000}  # n up to which a class is run; 1000 for the others
 DENSE = 1000  # unknowns from which on dense methods are not tried
@@ -85,31 +92,6 @@ def ours(program, g):
 OURS = Peer("backsolve.osqp", "backsolve", ours)
 
 
-def seconds(function, *arguments):
-    """Return how long a call takes, and what it returns."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start, result
-
-
-def first_line(error):
-    """Return a short account of an exception."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
-
-
-@dataclasses.dataclass
-class Timing:
-    """The times and errors of one method, or why there are none."""
-
-    times: list = dataclasses.field(default_factory=list)
-    errors: list = dataclasses.field(default_factory=list)
-    why: str = ""
-
-    @property
-    def median(self):
-        return statistics.median(self.times) if self.times else None
-
-
 def problem(name, n, repeats):
     """Return a program, g and as many q, which differ by a per cent."""
     program = CLASSES[name](n, 1)
@@ -144,34 +126,16 @@ def compare(methods, program, g, qs, limit, expected):
         elif expected.get(method.name, 0) > limit:
             timing.why = f"some {expected[method.name]:.0f} s a call to be expected"
         else:
-            try:
-                taken, call = seconds(method.make, program, g)
-                taken += seconds(call, program[1])[0]
-            except Exception as error:  # whatever a package raises is a result, and is printed
-                timing.why = first_line(error)
-                continue
-            if taken > limit:
-                timing.why = f"{taken:.0f} s for the first call, compilation included"
-            else:
+            call = prepare(method, timing, (program, g), program[1], limit)
+            if call is not None:
                 calls[method.name] = call
     duals = np.zeros(l.size)
     exact = [derivatives((P, q, A, l, u), tight(P, q, A, l, u), g, duals)["q"] for q in qs]
-    rng = np.random.default_rng(0)
-    for q, dq in zip(qs, exact, strict=True):
-        for name in rng.permutation(list(calls)):  # nobody always comes after the same one
-            timing = timings[name]
-            try:
-                if timing.times[-1:] < [1.0]:
-                    calls[name](q * (1 + 1e-6))  # puts the method back into the processor's caches
-                taken, found = seconds(calls[name], q)
-            except Exception as error:  # as above
-                timing.why = first_line(error)
-                del calls[name]
-                continue
-            timing.times.append(taken)
-            timing.errors.append(np.linalg.norm(found - dq) / np.linalg.norm(dq))
-            if sum(timing.times) > limit:
-                del calls[name]
+
+    def error(number, found):
+        return np.linalg.norm(found - exact[number]) / np.linalg.norm(exact[number])
+
+    in_turn(calls, timings, qs, limit, error)
     return timings
 
 
@@ -238,23 +202,11 @@ def batches(program, g, qs, repeats, limit):
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def milliseconds(taken):
-    """Return a time in ms with three digits."""
-    return f"{taken * 1e3:.3g}" if taken < 1 else f"{taken * 1e3:.0f}"
-
-
-def table(head, rows):
-    """Return lines of Markdown."""
-    return [
-        "| " + " | ".join(row) + " |" for row in [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    ]
-
-
 def cell(timing):
     """Return the median time and the largest error, bold if it is wrong."""
     if timing.median is None:
         return "not installed" if timing.why == "not installed" else "–"
-    error = np.max(timing.errors)  # NaN if one is
+    error = timing.error
     shown = f"{error:.0e}" if error <= WRONG else f"**{error:.0e}**"
     return f"{milliseconds(timing.median)} ({shown})"
 
@@ -307,17 +259,11 @@ def batched(results):
 
 def heading(arguments):
     """Return what was run, where and how."""
-    names = ["jax", "osqp", "cvxpylayers", "diffcp", "jaxopt", "qpax"]
-    found = [f"{name} {version(name)}" for name in names if importlib.util.find_spec(name)]
-    describe = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    cores = len(os.sched_getaffinity(0))
+    packages = ["jax", "osqp", "cvxpylayers", "diffcp", "jaxopt", "qpax"]
     return [
         "# Quadratic programs",
         "",
-        f"By `tests/benchmarks/bench_quadratic.py` at {commit or 'no commit'}, Python "
-        f"{platform.python_version()}, {', '.join(found)}; {platform.machine()}, {cores} cores, "
-        "BLAS on one thread.",
+        provenance("bench_quadratic.py", packages),
         "",
         f"Medians of {arguments.repeats} repeats (a quarter above n = 100, fewer where a method "
         f"took {arguments.limit:g} s) in ms; in parentheses the largest relative error of the "
@@ -329,11 +275,6 @@ def heading(arguments):
         "for qpax, and otherwise the defaults.",
         "",
     ]
-
-
-def listed(kind):
-    """Return a parser of lists."""
-    return lambda text: [kind(item) for item in text.split(",")]
 
 
 def main():

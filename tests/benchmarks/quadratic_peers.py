@@ -5,33 +5,15 @@ function of q that solves anew and returns d(gᵀx)/dq; it computes the derivati
 as well where the package has them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from side_by_side import Peer
 
-__all__ = ["PEERS", "Peer"]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A way to call a package.
-
-    Attributes:
-        name: What the table calls it.
-        package: What must be installed.
-        make: Takes a program and g, returns the function of q.
-        dense: Whether it makes matrices dense, or factors them as such.
-    """
-
-    name: str
-    package: str
-    make: Callable
-    dense: bool = False
+__all__ = ["PEERS"]
 
 
 def _halves(program):
