@@ -38,10 +38,12 @@ bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmar
 	    -o python_files="bench_*.py test_*.py" -o timeout=0 -s \
 	    --benchmark-json=tests/benchmarks/results/latest.json
 
-bench-peers: ## quadratic programs beside other packages, in .venv-peers (an hour)
+bench-peers: ## quadratic and cone programs beside other packages, in .venv-peers (two hours)
 	@docker/bootstrap.sh peers
 	@echo "==> tests/benchmarks/bench_quadratic.py"
 	@.venv-peers/bin/python tests/benchmarks/bench_quadratic.py
+	@echo "==> tests/benchmarks/bench_conic.py"
+	@.venv-peers/bin/python tests/benchmarks/bench_conic.py
 
 clean: ## remove the environments, caches and build products
 	@echo "==> clean"

@@ -162,8 +162,12 @@ versions() {
     fi
 }
 
-# These versions work together; newer ones of JAX are untried with them.
-PEERS=(cvxpylayers==1.2.0 diffcp==1.1.9 jaxopt==0.8.5 qpax==0.1.4 jax==0.10.2 jaxlib==0.10.2)
+# These versions work together; newer ones of JAX are untried with them, newer ones of lineax break
+# diffqcp, which needs Python 3.12.
+PEERS=(
+    cvxpylayers==1.2.0 diffcp==1.1.9 diffqcp==0.4.4 lineax==0.1.0 moreau==0.4.1
+    jaxopt==0.8.5 qpax==0.1.4 jax==0.10.2 jaxlib==0.10.2
+)
 
 case ${1:-} in
     main)
@@ -177,8 +181,8 @@ case ${1:-} in
         ;;
     versions) versions ;;
     peers)
-        python=$(main_python)
-        environment .venv-peers "$python" test "${PEERS[@]}"
+        python=$(newer_python)
+        environment .venv-peers "${python:-$(main_python)}" test "${PEERS[@]}"
         ;;
     *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac

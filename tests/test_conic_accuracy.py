@@ -1,6 +1,6 @@
 """Derivatives of cone programs agree with differences, and projections on the host with JAX's.
 
-The differences are those of polished solutions, whose optimality conditions vanish to 1e-12 as JAX
+The differences are those of polished solutions, whose optimality conditions vanish to 1e-11 as JAX
 computes them: no library comes as near, with all of these cones.
 
 `PYTHONPATH=tests/support python tests/test_conic_accuracy.py 20` prints the errors of all cones,
@@ -82,7 +82,7 @@ def compared(name, seed, quadratic):
 def test_gradients_and_tangents_agree_with_differences(name, quadratic):
     error, tangents_differ, log, left, away = compared(name, 0, quadratic)
     assert log.trusted, log
-    assert left <= 1e-12
+    assert left <= 1e-11
     assert away <= 1e-4  # on a face of the exponential cone SCS is off by 2e-5, at 1e-12
     assert error <= TOLERANCE
     assert tangents_differ <= 1e-9
@@ -165,7 +165,7 @@ def main(seeds):
                     print(f"{name}, P {quadratic}, {seed}: {str(failed).splitlines()[-1][:150]}")
                     continue
             kind = "right" if error <= TOLERANCE else "off"
-            if kind == "off" or not log.trusted or left > 1e-12 or away > 1e-4:
+            if kind == "off" or not log.trusted or left > 1e-11 or away > 1e-4:
                 print(
                     f"{name}, P {quadratic}, {seed}: {kind}, {error:.1e}, trusted {log.trusted}, "
                 )

@@ -19,6 +19,7 @@ __all__ = ["Curved", "exponential", "power"]
 
 _R = 0.4 * np.log(np.finfo(np.float64).max)  # exp(2 R) does not overflow
 _STEPS = 200
+_NEAR = 1e-15  # by how much a root may be off
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -61,17 +62,18 @@ def _increasing_root(
     t, last = 0.5 * (lower + upper), np.full(lower.shape, np.inf)
     if guess is not None:
         t = np.where((guess > lower) & (guess < upper), guess, t)
+    done = np.zeros(t.shape, bool)
     for _ in range(_STEPS):
         value, slope = φ(t)
         lower, upper = np.where(value < 0, t, lower), np.where(value < 0, upper, t)
         new, size = t - value / slope, np.abs(value)
+        near = _NEAR * np.maximum(1.0, np.abs(t))
+        done |= (np.abs(new - t) <= near) | (upper - lower <= near)
+        if done.all():
+            break
         newton = (new >= lower) & (new <= upper) & (size <= 0.5 * last)
-        new = np.where(newton, new, 0.5 * (lower + upper))
         last = np.where(newton, size, np.inf)
-        near = 4e-16 * np.maximum(1.0, np.abs(t))
-        if (np.abs(new - t) <= near).all():
-            return new
-        t = new
+        t = np.where(done, t, np.where(newton, new, 0.5 * (lower + upper)))
     return t
 
 

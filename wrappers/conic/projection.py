@@ -203,7 +203,10 @@ class Projection:
 
 
 class _Recent:
-    """The last few projections: one solve asks for the same one repeatedly."""
+    """The last few projections: one solve asks for the same one repeatedly.
+
+    It asks for that of y − s, which is z but for rounding, too.
+    """
 
     def __init__(self, size: int):
         self._size, self._lock = size, threading.Lock()
@@ -218,10 +221,12 @@ class _Recent:
         key = cone, z.tobytes()
         with self._lock:
             found = self._kept.pop(key, None)
+        keys = [key]
         if found is None:
             found = Projection(blocks_of(cone), z, near)
+            keys.append((cone, (found.y - found.s).tobytes()))
         with self._lock:
-            self._kept[key] = found
+            self._kept |= dict.fromkeys(keys, found)
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return found

@@ -22,6 +22,7 @@ _TOLERANCES = {
     "SCS": ("eps_abs", "eps_rel"),
     "CLARABEL": ("tol_gap_abs", "tol_gap_rel", "tol_feas"),
 }
+_LARGE = 12  # order of a semidefinite cone from which on SCS is quicker than Clarabel
 _LIMITS = {"OSQP": "max_iter", "SCS": "max_iters", "CLARABEL": "max_iter"}
 # What says how diffcp differentiates, or in how many threads: here neither is a question.
 _WITHOUT_EFFECT = ("mode", "n_jobs_forward", "n_jobs_backward")
@@ -114,8 +115,10 @@ def _name(
 
 
 def _automatic(canonical: Canonical) -> str:
-    # Of linear programs OSQP's active sets do not settle from some size on.
     names = ["CLARABEL", "SCS"]
+    if max(canonical.cone.s, default=0) >= _LARGE:
+        names.reverse()
+    # Of linear programs OSQP's active sets do not settle from some size on.
     if canonical.is_quadratic_program:
         names.insert(0 if canonical.P.nnz else 1, "OSQP")
     available = available_solvers()

@@ -68,8 +68,8 @@ class CvxpyLayer:
         variables: What is returned, in this order: variables of the problem, and
             `dual_variables` of its constraints, with cvxpy's signs.
         solver: `"OSQP"`, `"SCS"` or `"CLARABEL"`. By default, and for cvxpylayers' `"DIFFCP"`,
-            OSQP for quadratic programs; Clarabel for linear and for cone programs, or what there
-            is if it is not installed.
+            OSQP for quadratic programs; Clarabel for linear and for cone programs, but SCS where
+            semidefinite cones are large, or what there is if it is not installed.
         gp: Whether the problem is a geometric one. Its multipliers are those of the convex
             problem in logarithms.
         verbose: Whether cvxpy and the solver say what they do.

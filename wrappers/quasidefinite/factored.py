@@ -105,7 +105,7 @@ class Factored(Refined):
         size = frobenius_norm(r)
         # So large a solution says that K is singular, which no other factor would help.
         large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
-        if left > 1e-2 * CONSISTENT * size and not large:
+        if left > max(1e-2 * CONSISTENT, enough) * size and not large:
             w, after = self.refined(self._lu_solve, r, start)
             if after < left:
                 v, left = w, after
