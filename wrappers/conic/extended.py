@@ -38,7 +38,6 @@ class Extended(Factored):
             curved = blocks.coupled[(blocks.sums(projection.u1**2) > 0)[blocks.block]]
             d[curved] = np.maximum(d[curved], _SMALLEST)
         self.E = np.sqrt(d)
-        self._matrix = None
         super().__init__(self._structure.K, math.hypot(program.norm, math.sqrt(d.size)))
 
     @staticmethod
@@ -59,22 +58,17 @@ class Extended(Factored):
         alone = blocks.sums(projection.u2**2) == 0  # a τ without a u₂
         diagonal = [np.zeros(program.c.size), -projection.rest, alone, np.full(alone.size, -1.0)]
         values[s.K.diagonal] += np.concatenate(diagonal)
+        self._K = s.K.matrix(values)  # for the products that follow
         return values
-
-    def matrix(self):
-        """Return K, of SciPy."""
-        if self._matrix is None:
-            self._matrix = super().matrix()
-        return self._matrix
 
     def product(self, v: np.ndarray) -> np.ndarray:
         """Return K v."""
-        return self.matrix() @ v
+        return self._K @ v
 
     @property
     def one_norm(self) -> float:
         """‖K‖₁."""
-        return float(abs(self.matrix()).sum(axis=0).max(initial=0.0))
+        return float(abs(self._K).sum(axis=0).max(initial=0.0))
 
     def right_hand_side(self, ρ1: np.ndarray, ρ2: np.ndarray) -> np.ndarray:
         """Return (ρ₁, E Rᵀ ρ₂, 0, 0)."""

@@ -28,11 +28,12 @@ from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone
 
 from ..quasidefinite.derivative import ByReduction
+from ..quasidefinite.regularity import Regularity
 from .iterative import Iterative
 from .kkt import System, form_of, system_of
 from .point import Point
 from .program import Program
-from .regularity import Regularity
+from .regularity import regularity_of
 
 __all__ = ["KKT", "Faces", "Linearized", "State"]
 
@@ -147,7 +148,7 @@ class State:
     @cached_property
     def regularity(self) -> Regularity:
         """What the point is like."""
-        return Regularity.of(self.J.point, self.K)
+        return regularity_of(self.J.point, self.K)
 
     @property
     def doubt(self) -> str:

@@ -11,78 +11,32 @@ Springer, 2000.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from ..quasidefinite.refined import CONSISTENT
+from ..quasidefinite.regularity import Regularity, null_of
 from .kkt import System
 from .point import Point
 
-__all__ = ["Regularity"]
+__all__ = ["regularity_of"]
 
-_WEAK = 1e-7  # a pair of y and s that are both below this is weakly complementary
-_EXACT = 1e-6  # a point with a larger residual is no solution
+_SHIFTING = "y is not unique: the derivatives of y, and those in A and b, may not exist"
 
 
-@dataclass(frozen=True)
-class Regularity:
-    """What the tests found.
+def regularity_of(point: Point, K: System) -> Regularity:
+    """Examine a point, with the K of its projection."""
+    margins = np.concatenate(list(_margins(point)))
+    null = null_of(K, point.x.size)
+    found = margins, point.off, "x, y and s", _not_strict
+    if null is None:
+        return Regularity(*found)
+    ambiguity = "x is not unique" if null.moves_x else _SHIFTING
+    return Regularity(*found, ambiguity, int(null.moves_y), null.vector)
 
-    Attributes:
-        margin: The smallest distance from a kink, relative to the scale of y or s; 1 if there is
-            none.
-        weak: How many are closer than 1e-7.
-        dependent: Whether multipliers are not unique.
-        unique: Whether x is unique.
-        null: A random v with K v = 0, if K is singular.
-        off: The largest residual of the optimality conditions, relative to its scale.
-    """
 
-    margin: float
-    weak: int
-    dependent: bool
-    unique: bool
-    null: np.ndarray | None
-    off: float
-
-    @classmethod
-    def of(cls, point: Point, K: System) -> Regularity:
-        """Examine a point, with the K of its projection."""
-        margins = np.concatenate(list(_margins(point)))
-        off = point.off
-        weak = int((margins < max(_WEAK, off)).sum())
-        deficiency = _deficiency(K) if K.suspicious else (False, True, None)
-        return cls(min(float(margins.min(initial=1.0)), 1.0), weak, *deficiency, off)
-
-    @property
-    def stats(self) -> dict[str, float]:
-        """The numbers, for records."""
-        return {"margin": self.margin, "weak": self.weak, "dependent": int(self.dependent)}
-
-    @property
-    def doubt(self) -> str:
-        """Why there may be no derivative, or nothing."""
-        why = []
-        if self.off > _EXACT:
-            why.append(f"x, y and s solve the problem up to {self.off:.1e} only")
-        if self.weak:
-            why.append(
-                f"complementarity is not strict in {self.weak} places (margin {self.margin:.1e}): "
-                "the solution has a kink here"
-            )
-        return " and ".join(why)
-
-    @property
-    def ambiguity(self) -> str:
-        """What is not unique here, or nothing."""
-        if not self.unique:
-            return "x is not unique"
-        if self.dependent:
-            return "y is not unique: the derivatives of y, and those in A and b, may not exist"
-        return ""
+def _not_strict(count: int) -> str:
+    return f"complementarity is not strict in {count} place" + "s" * (count > 1)
 
 
 def _margins(point: Point) -> Iterator[np.ndarray]:
@@ -126,25 +80,3 @@ def _box_margins(point: Point) -> np.ndarray:
         slack = np.fmin(s[0] * u - s[1:], s[1:] - s[0] * l)
     held = point.projection.d[rows[1:]] > 0
     return np.append(np.where(held, np.abs(y[1:]), slack / size[1:]), s[0] / size[0])
-
-
-@functools.lru_cache(maxsize=16)
-def _random(size: int) -> np.ndarray:
-    return np.random.default_rng(size).standard_normal(size)
-
-
-def _deficiency(K: System) -> tuple[bool, bool, np.ndarray | None]:
-    """Return whether multipliers are dependent, whether x is unique, and a null vector.
-
-    K v = r with a random r has no solution if K is singular, and what is left over lies in the
-    null space: its upper part moves x, its lower part shifts multipliers.
-    """
-    n = K.program.c.size
-    r = _random(K.size)
-    v, left = K.solve(r, enough=0.1 * CONSISTENT)
-    if left <= CONSISTENT:
-        return False, True, None
-    null = K.product(v) - r
-    defect, size = np.abs(null), CONSISTENT * float(np.linalg.norm(r))
-    moves_y, moves_x = (float(part.max(initial=0.0)) > size for part in (defect[n:], defect[:n]))
-    return moves_y, not moves_x, null

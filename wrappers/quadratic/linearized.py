@@ -22,10 +22,11 @@ from backsolve.adjoint.operators import Operator, frobenius_norm
 from backsolve.adjoint.trees import Tree
 
 from ..quasidefinite.derivative import ByReduction
+from ..quasidefinite.regularity import Regularity
 from .kkt import FactoredKKT
 from .point import Point
 from .program import Program
-from .regularity import Regularity
+from .regularity import regularity_of
 
 __all__ = ["KKT", "ActiveSet", "Linearized", "State"]
 
@@ -139,7 +140,7 @@ class State:
         self._exact = State(J.exact) if J.smoothing else None
         self.regularity: Regularity
         if self._exact is None:
-            self.regularity = Regularity.of(J.point, self.K)
+            self.regularity = regularity_of(J.point, self.K)
         else:
             self.regularity = self._exact.regularity
         self.nbytes = self.K.nbytes * (1 if self._exact is None else 2)

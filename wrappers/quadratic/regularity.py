@@ -6,85 +6,40 @@ S. M. Robinson, "Strongly regular generalized equations", Math. Oper. Res. 5 (19
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..quasidefinite.refined import CONSISTENT
+from ..quasidefinite.regularity import Regularity, null_of
 from .kkt import FactoredKKT
 from .point import Point
 
-__all__ = ["Regularity"]
+__all__ = ["regularity_of"]
 
-# An inequality whose slack and multiplier are both below this is weakly active.
-_WEAK = 1e-7
-# A point with a larger residual is no solution.
-_EXACT = 1e-6
 _COUNTED = 4_000_000  # entries up to which the rank of the active rows is found by their SVD
 
 
-@dataclass(frozen=True)
-class Regularity:
-    """What the tests found.
+def regularity_of(point: Point, factored: FactoredKKT) -> Regularity:
+    """Examine a point, with K of its active set."""
+    active, n = factored.D < 0.5, point.x.size
+    found = _margins(point, active), _off(point, active), "x and y", _weakly_active
+    null = null_of(factored, n, np.concatenate([np.ones(n), active]))
+    if null is None:
+        return Regularity(*found)
+    dependent = _dependent_rows(point.program, active) if null.moves_y else 0
+    ambiguity = "x is not unique" if null.moves_x else _dependence(dependent)
+    return Regularity(*found, ambiguity, dependent, null.vector)
 
-    Attributes:
-        margin: The smallest slack or multiplier of an inequality, relative to its scale; 1 if
-            there is no inequality.
-        weak: How many inequalities have less than 1e-7 of both.
-        dependent: How many active constraints depend on others (LICQ fails).
-        unique: Whether x is unique.
-        null: A random v with K v = 0, if K is singular.
-        off: The largest residual of the optimality conditions, relative to its scale.
-    """
 
-    margin: float
-    weak: int
-    dependent: int
-    unique: bool
-    null: np.ndarray | None
-    off: float
+def _weakly_active(count: int) -> str:
+    return f"{_plural(count, 'constraint')} weakly active"
 
-    @classmethod
-    def of(cls, point: Point, factored: FactoredKKT) -> Regularity:
-        """Examine a point, with K of its active set."""
-        active = factored.D < 0.5
-        margin, off = _margins(point, active), _off(point, active)
-        # The point is known no better than its residual: what is closer than that may be a kink.
-        weak = int((margin < max(_WEAK, off)).sum())
-        deficiency = _deficiency(factored) if factored.suspicious else (0, True, None)
-        return cls(min(float(margin.min(initial=1.0)), 1.0), weak, *deficiency, off)
 
-    @property
-    def stats(self) -> dict[str, float]:
-        """The numbers, for records."""
-        return {"margin": self.margin, "weak": self.weak, "dependent": self.dependent}
-
-    @property
-    def doubt(self) -> str:
-        """Why there may be no derivative, or nothing."""
-        why = []
-        if self.off > _EXACT:
-            why.append(f"x and y solve the problem up to {self.off:.1e} only")
-        if self.weak:
-            why.append(
-                f"{_plural(self.weak, 'constraint')} weakly active (margin {self.margin:.1e}): the "
-                "solution has a kink here"
-            )
-        return " and ".join(why)
-
-    @property
-    def ambiguity(self) -> str:
-        """What is not unique here, or nothing."""
-        if not self.unique:
-            return "x is not unique"
-        if self.dependent:
-            return (
-                f"{_plural(self.dependent, 'active constraint')} linearly dependent on others: the "
-                "derivatives of y, and those in A, l and u, may not exist"
-            )
-        return ""
+def _dependence(count: int) -> str:
+    return (
+        f"{_plural(count, 'active constraint')} linearly dependent on others: the derivatives of "
+        "y, and those in A, l and u, may not exist"
+    )
 
 
 def _margins(point: Point, active: np.ndarray) -> np.ndarray:
@@ -107,32 +62,6 @@ def _off(point: Point, active: np.ndarray) -> float:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
-
-
-@functools.lru_cache(maxsize=16)
-def _random(size: int) -> np.ndarray:
-    return np.random.default_rng(size).standard_normal(size)
-
-
-def _deficiency(factored: FactoredKKT) -> tuple[int, bool, np.ndarray | None]:
-    """Return how many active rows are dependent, whether x is unique, and a null vector.
-
-    K v = r with a random r has no solution if K is singular, and what is left over lies in the
-    null space: its upper part moves x, its lower part shifts multipliers.
-    """
-    program, active = factored.program, factored.D < 0.5
-    n = program.structure.n
-    r = _random(active.size + n) * np.concatenate([np.ones(n), active])
-    v, left = factored.solve(r)
-    if left <= CONSISTENT:
-        return 0, True, None
-    null = factored.product(v) - r
-    defect = np.abs(null)
-    size = CONSISTENT * float(np.linalg.norm(r))
-    dependent = 0
-    if defect[n:].max(initial=0.0) > size:
-        dependent = _dependent_rows(program, active)
-    return dependent, bool(defect[:n].max(initial=0.0) <= size), null
 
 
 def _dependent_rows(program: Any, active: np.ndarray) -> int:

@@ -1,0 +1,110 @@
+"""What may keep a solution from being differentiated: a kink nearby, or more than one solution."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .refined import CONSISTENT
+
+__all__ = ["Null", "Regularity", "null_of"]
+
+_WEAK = 1e-7  # a slack and its multiplier, both smaller than this, are at a kink
+_EXACT = 1e-6  # a point with a larger residual is no solution
+
+
+@dataclass(frozen=True)
+class Regularity:
+    """What the tests found.
+
+    Attributes:
+        margins: The distances from kinks, each relative to its scale.
+        off: The largest residual of the optimality conditions, relative to its scale.
+        solution: What solves the problem, in words.
+        weakness: What is said of a number of kinks.
+        ambiguity: What is not unique, or nothing.
+        dependent: How many constraints depend on others.
+        null: A random v with K v = 0, if K is singular.
+    """
+
+    margins: np.ndarray
+    off: float
+    solution: str
+    weakness: Any
+    ambiguity: str = ""
+    dependent: int = 0
+    null: np.ndarray | None = None
+
+    @functools.cached_property
+    def margin(self) -> float:
+        """The smallest distance from a kink; 1 if there is none."""
+        return min(float(self.margins.min(initial=1.0)), 1.0)
+
+    @functools.cached_property
+    def weak(self) -> int:
+        """How many kinks are here."""
+        # The point is known no better than its residual: what is closer than that may be a kink.
+        return int((self.margins < max(_WEAK, self.off)).sum())
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The numbers, for records."""
+        return {"margin": self.margin, "weak": self.weak, "dependent": self.dependent}
+
+    @property
+    def doubt(self) -> str:
+        """Why there may be no derivative, apart from what is not unique; or nothing."""
+        why = []
+        if self.off > _EXACT:
+            why.append(f"{self.solution} solve the problem up to {self.off:.1e} only")
+        if self.weak:
+            kinks = f"{self.weakness(self.weak)} (margin {self.margin:.1e})"
+            why.append(f"{kinks}: the solution has a kink here")
+        return " and ".join(why)
+
+
+class Null(NamedTuple):
+    """A vector with K v = 0, a random one if there are several.
+
+    Attributes:
+        vector: v.
+        moves_x: Whether it moves x.
+        moves_y: Whether it shifts multipliers.
+    """
+
+    vector: np.ndarray
+    moves_x: bool
+    moves_y: bool
+
+
+@functools.lru_cache(maxsize=16)
+def _random(size: int) -> np.ndarray:
+    return np.random.default_rng(size).standard_normal(size)
+
+
+def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
+    """Return a null vector of K, if it is singular.
+
+    K v = r with a random r has no solution if K is singular, and what is left over lies in the
+    null space: its first n entries move x, the others multipliers.
+
+    Args:
+        K: The system.
+        n: Size of x.
+        held: Which entries of r are not zero.
+    """
+    if not K.suspicious:
+        return None
+    r = _random(K.size)
+    if held is not None:
+        r = r * held
+    v, left = K.solve(r, enough=0.1 * CONSISTENT)
+    if left <= CONSISTENT:
+        return None
+    vector = K.product(v) - r
+    size = CONSISTENT * float(np.linalg.norm(r))
+    moves = (float(np.abs(part).max(initial=0.0)) > size for part in (vector[:n], vector[n:]))
+    return Null(vector, *moves)
