@@ -36,7 +36,8 @@ def box(v: jax.Array, l: Any, u: Any) -> jax.Array:
 
     def violated(t):
         above, below = s > t * _finite(u), s < t * _finite(l)
-        return jnp.isfinite(u) & above, jnp.isfinite(l) & below
+        # Between bounds that are alike nothing moves.
+        return jnp.isfinite(u) & above, jnp.isfinite(l) & below | (l == u)
 
     def bounds(above, below):
         return jnp.where(above, _finite(u), jnp.where(below, _finite(l), 0.0))
@@ -48,8 +49,10 @@ def box(v: jax.Array, l: Any, u: Any) -> jax.Array:
     above, below = violated(lax.stop_gradient(_near_root(φ, _ratios(s, l, u))))
     a = bounds(above, below)
     t = (t0 + a @ s) / (1 + a @ a)
-    t = jnp.where((φ(jnp.zeros_like(t)) < 0) & (t > 0), t, 0.0 * t)
-    return jnp.concatenate([t[None], jnp.where(above | below, a * t, s)])
+    tip = (φ(jnp.zeros_like(t)) >= 0) | (t <= 0)
+    t = jnp.where(tip, 0.0 * t, t)
+    held = above | below | (tip & jnp.isfinite(l) & jnp.isfinite(u))
+    return jnp.concatenate([t[None], jnp.where(held, a * t, s)])
 
 
 def _near_root(φ: Any, ratios: Any) -> Any:

@@ -62,13 +62,14 @@ _scaled = homogeneous(_projection)
 def _regions(v: Any) -> tuple[Any, Any, Any, Any]:
     """Return where v lies in the cone, in its polar, or by a flat face; and v, or a stand-in.
 
-    The face is `x ≤ 0, y ≥ 0, z ≥ 0`: y exp(x / y) is there zero to working precision. Elsewhere
-    than by the curved part a stand-in keeps what is not chosen finite.
+    The face is `x ≤ 0, y ≥ 0, z ≥ 0`: y exp(x / y) is there zero to working precision, and so is
+    x exp(y / x) beyond its edge. Elsewhere than by the curved part a stand-in keeps what is not
+    chosen finite.
     """
     x, y, z = v
     R = largest_exponent(v.dtype)
     y_, x_ = jnp.where(y > 0, y, 1.0), jnp.where(x > 0, x, 1.0)
-    flat = x + R * jnp.maximum(y, 0.0) <= 0
+    flat = (x + R * jnp.maximum(y, 0.0) <= 0) | ((x > 0) & (y + R * x <= x))
     inside = (y > 0) & (y * jnp.exp(x / y_) <= z)
     polar = (x > 0) & (x * jnp.exp(y / x_ - 1) <= -z)
     curved = ~(flat | inside | polar)
@@ -76,7 +77,7 @@ def _regions(v: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _kept(v: Any) -> Any:
-    return jnp.stack([jnp.ones_like(v[0], bool), v[1] > 0, v[2] > 0])
+    return jnp.stack([v[0] <= 0, v[1] > 0, v[2] > 0])
 
 
 def _curved(v: Any) -> tuple[Any, Any, Any, Any]:

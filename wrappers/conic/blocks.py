@@ -43,8 +43,13 @@ class Triangles:
         return X[..., row, column] * weight
 
     def rotated(self, v: np.ndarray, Q: np.ndarray) -> np.ndarray:
-        """Return `Qᵀ V Q`, packed, for packed V."""
-        return self.pack(np.swapaxes(Q, -1, -2) @ self.unpack(v) @ Q)
+        """Return `Qᵀ V Q`, packed, for packed V; one Q for each, or one for all."""
+        V = self.unpack(v)
+        if Q.ndim > 2:
+            return self.pack(np.swapaxes(Q, -1, -2) @ V @ Q)
+        for _ in range(2):  # V Q, then (V Q)ᵀ Q, each as one product
+            V = np.swapaxes((V.reshape(-1, self.k) @ Q).reshape(V.shape), -1, -2)
+        return self.pack(V)
 
     def paired(self, w: np.ndarray) -> np.ndarray:
         """Return w[…, i] + w[…, j] for each packed entry (i, j)."""

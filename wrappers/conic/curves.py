@@ -115,16 +115,17 @@ def exponential(v: np.ndarray, near: Near = None) -> Curved:
     x, y, z = v.T
     x_, y_ = np.where(x > 0, x, 1.0), np.where(y > 0, y, 1.0)
     e, ē = np.exp(x / y_), np.exp(y / x_ - 1)
-    face = x + _R * np.maximum(y, 0.0) <= 0
+    # Beside the face x ≤ 0 ≤ y, z, and beyond its edge, where the curve is flat to all digits.
+    face = (x + _R * np.maximum(y, 0.0) <= 0) | ((x > 0) & (y + _R * x <= x))
     inside = (y > 0) & (y * e <= z)
     polar = (x > 0) & (x * ē <= -z)
     kept = np.select(
         [inside[:, None], polar[:, None], face[:, None]],
-        [np.ones_like(v), np.zeros_like(v), np.stack([np.ones_like(y), y > 0, z > 0], axis=1)],
+        [np.ones_like(v), np.zeros_like(v), np.stack([x <= 0, y > 0, z > 0], axis=1)],
     )
     within = np.minimum(y, (z - y * e) / np.sqrt(e * e * (1 + (1 - x / y_) ** 2) + 1))
     beyond = np.minimum(x, (-z - x * ē) / np.sqrt(ē * ē * (1 + (1 - y / x_) ** 2) + 1))
-    beside = np.minimum(np.abs(y), np.abs(z))
+    beside = np.abs(v).min(axis=1)
     depth = np.select([inside, polar, face], [within, beyond, beside])
     depth = np.where(inside | polar | face, np.maximum(depth, _TINY), 0.0)
     chosen = np.flatnonzero(depth == 0)

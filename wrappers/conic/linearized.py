@@ -198,11 +198,10 @@ class Faces(ByReduction):
         slack = y - J.program.product(np.concatenate([x, np.zeros_like(y)]))[x.size :]
         return np.concatenate([x, s + g, slack - g if transposed else slack])
 
-    def cotangents(self, J, ℓ):
-        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, and the size of x and y."""
+    def cotangents(self, J, x, y, ℓ):
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, at x and y."""
         ℓ_x, ℓ_y, _ = J.split(ℓ)
-        found = J.program.cotangents(J.x, J.y, ℓ_x, ℓ_y) | {"q": ℓ_x, "b": -ℓ_y}
-        return found, max(1.0, *(float(np.abs(a).max(initial=0.0)) for a in (J.x, J.y)))
+        return J.program.cotangents(x, y, ℓ_x, ℓ_y) | {"q": ℓ_x, "b": -ℓ_y}
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for what does not move."""

@@ -70,12 +70,13 @@ class Projection:
     def _box(self, z: np.ndarray) -> None:
         """Find the t of `t − t₀ + Σ aᵢ (aᵢ t − vᵢ) = 0`, a the bounds that v = −z violates at t."""
         rows, l, u = self.blocks.box_rows, self.blocks.bl, self.blocks.bu
-        t0, v = -z[rows[0]], -z[rows[1:]]
+        t0, v, alike = -z[rows[0]], -z[rows[1:]], l == u
 
         def violated(t):
             with np.errstate(invalid="ignore"):  # 0 · inf is where there is no bound
                 above, below = np.isfinite(u) & (v > t * u), np.isfinite(l) & (v < t * l)
-            return np.where(above, u, np.where(below, l, 0.0)), above | below
+            # Between bounds that are alike nothing moves, whether or not there is a multiplier.
+            return np.where(above, u, np.where(below | alike, l, 0.0)), above | below | alike
 
         def φ(t):
             a, _ = violated(t)
@@ -93,6 +94,7 @@ class Projection:
         t = (t0 + float(a @ v)) / length
         if not (φ(0.0) < 0 and t > 0):  # the tip
             t, (a, held), length = 0.0, violated(0.0), np.inf
+            held = held | (np.isfinite(l) & np.isfinite(u))
         self.s[rows[0]], self.s[rows[1:]] = t, np.where(held, a * t, v)
         self.y[rows[0]], self.y[rows[1:]] = t - t0, np.where(held, a * t - v, 0.0)
         self.d[rows[0]], self.d[rows[1:]] = 1.0, held

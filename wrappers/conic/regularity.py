@@ -72,11 +72,18 @@ def _box_margins(point: Point) -> np.ndarray:
     """Return how far each bound is from being reached or left, and t from zero."""
     blocks = point.program.blocks
     rows, l, u = blocks.box_rows, blocks.bl, blocks.bu
-    y, s = point.y[rows] * point.influence[rows], point.s[rows]
-    size = point.scales[1][rows]
-    if s[0] == 0:  # the tip: all of y but what has no bound is held
-        return np.array([abs(y[0])])
-    with np.errstate(invalid="ignore"):
-        slack = np.fmin(s[0] * u - s[1:], s[1:] - s[0] * l)
+    influence, size = point.influence[rows], point.scales[1][rows]
+    y, s = point.y[rows], point.s[rows]
     held = point.projection.d[rows[1:]] > 0
-    return np.append(np.where(held, np.abs(y[1:]), slack / size[1:]), s[0] / size[0])
+    multiplier = np.where(l == u, np.inf, np.abs(y[1:]) * influence[1:])
+    with np.errstate(invalid="ignore"):
+        if (
+            s[0] == 0
+        ):  # the tip: what has two bounds is held, and y as a whole is inside of its cone
+            pull = np.where(y[1:] < 0, u, l) * y[1:]
+            inside = y[0] + float(pull[held & (y[1:] != 0)].sum())
+            two, none = np.isfinite(l) & np.isfinite(u), np.isinf(l) & np.isinf(u)
+            margins = np.where(held, multiplier, np.abs(s[1:]) / size[1:])
+            return np.append(np.where(two | none, np.inf, margins), inside * influence[0])
+        slack = np.fmin(s[0] * u - s[1:], s[1:] - s[0] * l)
+    return np.append(np.where(held, multiplier, slack / size[1:]), s[0] / size[0])

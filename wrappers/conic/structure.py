@@ -86,7 +86,6 @@ class ConeStructure:
         rows += [n + blocks.coupled, n + blocks.coupled]
         columns += [n + m + blocks.block, n + m + curved + blocks.block]
         size = n + m + 2 * curved
-        self._count = sum(map(len, rows))
         bare = np.setdiff1d(np.arange(size), i[i == j])  # diagonal entries that P lacks
         rows, columns = np.concatenate(rows), np.concatenate(columns)
         off = np.flatnonzero(rows != columns)

@@ -20,7 +20,6 @@ from backsolve.adjoint.status import InputError
 from backsolve.residuals.conic import Cone
 
 from .affine import AffineMap
-from .origin import Parameters
 
 __all__ = ["Canonical", "canonicalize"]
 
@@ -34,7 +33,6 @@ class Canonical:
         P: Where the upper triangle of P has entries; nowhere if the objective is linear.
         A: Where A has entries.
         cone: K.
-        origin: What the solvers ask about θ.
         program: What cvxpy calls the `ParamConeProg`.
         chain: What led there.
         inverse: What leads back: one entry for each reduction of the chain.
@@ -44,7 +42,6 @@ class Canonical:
     P: Pattern
     A: Pattern
     cone: Cone
-    origin: Parameters
     program: Any
     chain: Any
     inverse: list[Any]
@@ -81,8 +78,7 @@ def canonicalize(problem: Any, *, gp: bool, verbose: bool, canon_backend: Any) -
     A, A_map, b_map = _constraints(program, n, k)
     P, P_map = _quadratic(program, n, k)
     maps = {"P": P_map, "q": AffineMap(program.q.tocsr()[:-1]), "A": A_map, "b": b_map}
-    cone, origin = _cone(program.cone_dims), Parameters(maps)
-    return Canonical(maps, P, A, cone, origin, program, chain, inverse)
+    return Canonical(maps, P, A, _cone(program.cone_dims), program, chain, inverse)
 
 
 def _without_constraints(problem: Any, options: dict[str, Any], error: Exception) -> Any:

@@ -14,6 +14,7 @@ from ..conic import interface as conic
 from ..quadratic import interface as quadratic
 from ..quasidefinite.arguments import checked_options, policy_among
 from .canonical import Canonical
+from .origin import Parameters
 
 __all__ = ["Chosen", "choose"]
 
@@ -58,6 +59,7 @@ def choose(
     *solver_args: Mapping[str, Any],
     polish: Any,
     degenerate: Any,
+    origin: Parameters,
 ) -> Chosen:
     """Return the solver.
 
@@ -67,6 +69,7 @@ def choose(
         *solver_args: Settings and fields of `Policy`, the last before the others.
         polish: Whether what the library found is solved for exactly.
         degenerate: What a derivative is where there is none.
+        origin: What the solver asks about parameters and variables.
 
     Raises:
         InputError: If another solver was asked for, or one that cannot solve such a problem, or
@@ -83,7 +86,7 @@ def choose(
     options = {
         "polish": polish,
         "degenerate": degenerate,
-        "origin": canonical.origin,
+        "origin": origin,
         "settings": _own(name, settings, is_open=is_open),
     }
     if not is_quadratic:

@@ -18,8 +18,9 @@ from backsolve.adjoint.status import InputError
 from .arguments import ParameterCheck, arrays_for, check_problem
 from .canonical import canonicalize
 from .choice import Chosen, choose
+from .origin import Parameters
 from .parameters import blocks_of, stacked
-from .recovery import recoveries_of
+from .recovery import read_by, recoveries_of
 
 __all__ = ["CvxpyLayer", "CvxpySolution"]
 
@@ -111,7 +112,8 @@ class CvxpyLayer:
         self._blocks = blocks_of(self._canonical, parameters)
         self._recoveries = recoveries_of(self._canonical, problem, variables, gp)
         self._checks = [ParameterCheck.of(parameter) for parameter in parameters]
-        self._options = {"polish": polish, "degenerate": degenerate}
+        origin = Parameters(self._canonical.maps, *read_by(self._recoveries))
+        self._options = {"polish": polish, "degenerate": degenerate, "origin": origin}
         self._asked = solver
         self._solver_args = ({"verbose": True} if verbose else {}) | dict(solver_args or {})
         # Compiled by themselves, they are one call each where the layer's is not.

@@ -19,7 +19,7 @@ from backsolve.adjoint.status import InputError
 
 from .canonical import Canonical
 
-__all__ = ["Recovery", "recoveries_of"]
+__all__ = ["Recovery", "read_by", "recoveries_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,20 @@ class Recovery:
         if self.factors is not None:
             v = jnp.where(self.factors == 0, 0.0, v * self.factors)
         return jnp.exp(v) if self.is_log else v
+
+
+def read_by(recoveries: Sequence[Recovery]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which entries of x and of y some variable is recovered from."""
+    entries: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    for recovery in recoveries:
+        read = (
+            recovery.entries
+            if recovery.factors is None
+            else recovery.entries[recovery.factors != 0]
+        )
+        entries[recovery.is_dual].append(read.ravel())
+    x, y = (np.unique(np.concatenate([np.zeros(0, int), *found])) for found in entries.values())
+    return x, y
 
 
 def recoveries_of(

@@ -202,13 +202,11 @@ class ActiveSet(ByReduction):
                 solution.doubt = "smoothing changes the derivative"
         return solution
 
-    def cotangents(self, J, ℓ):
-        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and the bounds that hold, and the size of x and y."""
-        program, x, y = J.program, J.point.x, J.point.y
+    def cotangents(self, J, x, y, ℓ):
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and the bounds that hold, at x and y."""
         ℓ_x, ℓ_y = ℓ[: x.size], ℓ[x.size :]
         held = np.where(J.D < 0.5, ℓ_y, 0.0)
-        found = program.cotangents(x, y, ℓ_x, held) | {"q": ℓ_x, "b": -held}
-        return found, max(1.0, *(float(np.abs(a).max(initial=0.0)) for a in (x, y)))
+        return J.program.cotangents(x, y, ℓ_x, held) | {"q": ℓ_x, "b": -held}
 
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""

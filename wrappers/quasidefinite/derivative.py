@@ -2,10 +2,11 @@
 
     J v = r  or  Jᵀ v = r        K w = r′,  r′ made of r,  v made of w
 
-One factor of K serves both. Where K is singular, x or the multipliers are not unique. Jᵀ ℓ = 0 then
-has a solution, and derivatives are known up to multiples of (∂F/∂θ)ᵀ ℓ, if they exist. That is zero
-where the numbers of the program do not move that way, as with the auxiliary variable of a norm
-that is bounded but not active; `Origin` tells.
+One factor of K serves both. Where K is singular, x or the multipliers are not unique: J v = 0 and
+Jᵀ ℓ = 0 then have solutions. Tangents are known up to multiples of v, gradients up to multiples of
+(∂F/∂θ)ᵀ ℓ, if they exist. Neither matters where nobody reads what v moves and the numbers of the
+program do not move that way, as with the auxiliary variable of a norm that is bounded but does not
+reach its bound; `Origin` tells.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ from backsolve.adjoint.status import Status
 
 from .refined import CONSISTENT
 
-__all__ = ["ByReduction", "Origin", "Reduced"]
+__all__ = ["ByReduction", "Cotangents", "Origin", "Reduced"]
+
+Cotangents = dict[str, np.ndarray]  # of P, q, A and b
+
+_ROUNDING = 1e-6  # of the terms of a sum that should be zero
 
 
 class Origin(Protocol):
-    """What the numbers of a program are functions of; hashed by identity."""
+    """Where the numbers of a program come from, and who reads its solution; hashed by identity."""
 
-    def ignores(self, cotangents: dict[str, np.ndarray], size: float) -> bool:
-        """Tell whether cotangents of P, q, A and b are zero when pulled back, beside a size."""
+    def ignores(self, cotangents: Cotangents, rounding: Cotangents) -> bool:
+        """Tell whether cotangents of P, q, A and b are zero when pulled back, but for rounding."""
+        ...
+
+    def reads(self, x: np.ndarray, y: np.ndarray) -> bool:
+        """Tell whether anything that is read of a solution moves with x and y."""
         ...
 
 
@@ -103,20 +112,34 @@ class ByReduction(Solver):
         """Return v."""
         raise NotImplementedError
 
-    def cotangents(self, J: Any, ℓ: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, and the size of the numbers that make it up."""
+    def cotangents(self, J: Any, x: np.ndarray, y: np.ndarray, ℓ: np.ndarray) -> Cotangents:
+        """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, at x and y."""
         raise NotImplementedError
 
-    def doubt(self, J: Any, state: Any) -> str:
+    def doubt(self, J: Any, state: Any, transposed: bool) -> str:
         """Return why there may be no derivative here, or nothing."""
         ambiguity = state.ambiguity
         if ambiguity and self.origin is not None and state.null is not None:
-            nothing = np.zeros(J.shape[0])
-            ℓ = self.recovered(J, state, state.null, nothing, True)
-            ℓ = ℓ / max(float(np.abs(ℓ).max(initial=0.0)), 1e-300)
-            if self.origin.ignores(*self.cotangents(J, ℓ)):
+            # Of a gradient, that the system has a solution says that r does not read v.
+            if self._ignored(J, state) and (transposed or not self._read(J, state)):
                 ambiguity = ""
         return " and ".join(filter(None, [ambiguity, state.doubt]))
+
+    def _null(self, J: Any, state: Any, transposed: bool) -> np.ndarray:
+        v = self.recovered(J, state, state.null, np.zeros(J.shape[0]), transposed)
+        return v / max(float(np.abs(v).max(initial=0.0)), 1e-300)
+
+    def _ignored(self, J: Any, state: Any) -> bool:
+        ℓ, (x, y) = self._null(J, state, True), (J.point.x, J.point.y)
+        terms = self.cotangents(J, np.abs(x), np.abs(y), np.abs(ℓ))
+        size = max(1.0, *(float(np.abs(a).max(initial=0.0)) for a in (x, y)))
+        rounding = {n: _ROUNDING * np.abs(t) + 1e-12 * size for n, t in terms.items()}
+        return self.origin.ignores(self.cotangents(J, x, y, ℓ), rounding)  # type: ignore[union-attr]
+
+    def _read(self, J: Any, state: Any) -> bool:
+        v, n, m = self._null(J, state, False), J.point.x.size, J.point.y.size
+        v = np.where(np.abs(v) > _ROUNDING, v, 0.0)
+        return self.origin.reads(v[:n], v[n : n + m])  # type: ignore[union-attr]
 
     def linear_solve(self, jacobian, rhs, state, *, transposed):
         """Solve with K."""
@@ -130,7 +153,7 @@ class ByReduction(Solver):
         """Solve, and say what there is to doubt."""
         r = self.reduced(J, state, rhs, transposed)
         w, left = state.K.solve(r)
-        doubt = self.doubt(J, state)
+        doubt = self.doubt(J, state, transposed)
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":

@@ -13,6 +13,7 @@ from .refined import CONSISTENT
 __all__ = ["Null", "Regularity", "null_of"]
 
 _WEAK = 1e-7  # a slack and its multiplier, both smaller than this, are at a kink
+_MOVES = 1e-6  # share of the largest entry of a null vector
 _EXACT = 1e-6  # a point with a larger residual is no solution
 
 
@@ -88,8 +89,8 @@ def _random(size: int) -> np.ndarray:
 def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
     """Return a null vector of K, if it is singular.
 
-    K v = r with a random r has no solution if K is singular, and what is left over lies in the
-    null space: its first n entries move x, the others multipliers.
+    K v = r with a random r has no solution if K is singular. The first n entries of a null vector
+    move x, the others multipliers.
 
     Args:
         K: The system.
@@ -101,10 +102,12 @@ def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
     r = _random(K.size)
     if held is not None:
         r = r * held
-    v, left = K.solve(r, enough=0.1 * CONSISTENT)
+    _, left = K.solve(r, enough=0.1 * CONSISTENT)
     if left <= CONSISTENT:
         return None
-    vector = K.product(v) - r
-    size = CONSISTENT * float(np.linalg.norm(r))
-    moves = (float(np.abs(part).max(initial=0.0)) > size for part in (vector[:n], vector[n:]))
-    return Null(vector, *moves)
+    # What is left over is a null vector to few digits; what a solution of K v = K r lacks of r is
+    # one to as many as there are.
+    null = r - K.solve(K.product(r))[0]
+    size = _MOVES * float(np.abs(null).max(initial=0.0))
+    moves = (float(np.abs(part).max(initial=0.0)) > size for part in (null[:n], null[n:]))
+    return Null(null, *moves)
