@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from backsolve import SolverError, UntrustedGradientWarning, record, scs
+from backsolve import SolverError, UntrustedGradientWarning, record, scs, solve
+from backsolve.adjoint.registry import get_solver
 from backsolve.residuals import Cone
 from backsolve.wrappers.conic.blocks import blocks_of
 from backsolve.wrappers.conic.condensed import Condensed
@@ -161,6 +162,43 @@ def test_a_smooth_place_is_trusted(name):
     found = solution((P, c, A, b), cone)
     for actual, expected in zip((found.x, found.y, found.s), (x, y, s), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("α", "y", "s"), [(0.3, 0, 1), (0.7, 1, 0), (-0.3, 0, 1), (-0.7, 1, 0)])
+def test_where_a_power_cone_is_infinitely_steep_no_gradient_is_trusted(α, y, s):
+    # On an axis, z = 0. The z of s, or of y, is a root of the other's: its slope has no limit.
+    y, s = np.eye(3)[y], np.eye(3)[s]
+    (P, c, A, b), _ = program(y, s, np.diag([1.0, 1.0, 0.0]))
+    along = np.array([0.0, 0.0, 1.0])
+    for at in (0.0, 1e-13, -1e-12):
+        _, value, log = gradients((P, c + at * along, A, b), {"p": [α]}, "xs")
+        assert not log.trusted
+    slopes = [(value(c + h * along, b) - value(c, b)) / h for h in (1e-3, 1e-6)]
+    assert abs(slopes[1]) > 5 * abs(slopes[0]), "not steep: choose another program"
+
+
+@pytest.mark.parametrize("seed", [139, 369, 477, 597, 761, 883, 953, 977])
+def test_a_kink_is_seen_where_nothing_else_pulls(seed):
+    # Of x₄ ≥ 0 neither slack nor multiplier is known to more digits than the rest, which is large.
+    rng = np.random.default_rng(seed)
+    y = [[0, 1, 0], [1, 0.6, 0.8], [-1, 0, np.exp(-1)]]
+    y = np.concatenate(y) * rng.choice([1, 30, 1000])
+    s = np.array([0, 0, 1, 1, -0.6, -0.8, 1, 1, np.e])
+    A, P = np.zeros((9, 5)), np.diag([0.0, 0, 0, 0, 1])
+    A[0, 4], A[1:, :4] = -1, rng.standard_normal((8, 4))
+    x = np.append(rng.standard_normal(5)[:4], 0.0)
+    M = rng.standard_normal((4, 4))
+    P[:4, :4] = M @ M.T + np.eye(4)
+    pytest.importorskip("clarabel")
+    solver = get_solver("clarabel-conic")(cone=Cone(l=3, q=[3], ep=1))
+
+    def value(c):
+        return solve(solver, (P, c, A, A @ x + s, None), on_untrusted="ignore")[0].sum()
+
+    with record() as log:
+        log.wait(jax.grad(value)(jnp.asarray(-A.T @ y - P @ x)))
+    assert not log.trusted
+    assert log[-1].stats["weak"] == 1
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])

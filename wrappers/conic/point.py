@@ -17,6 +17,7 @@ from .projection import Projection, project
 __all__ = ["Point"]
 
 _NOTHING = 1e-14  # what is left of zeros
+_FLOOR = 1e-4  # share of the largest term that all count for
 
 
 class Point:
@@ -61,8 +62,8 @@ class Point:
         return product[:n] + self.program.c, product[n:] + self.s - self.program.b
 
     # What F, y and s are judged by: the terms that should balance, added up without their signs,
-    # so that it does not matter in which units rows and columns are. Next to the others' terms,
-    # those below a millionth count as rounding.
+    # so that it does not matter in which units rows and columns are. What is left over of F is
+    # small beside the largest terms only, so that the others count for a share of these.
 
     @cached_property
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +87,12 @@ class Point:
             for F, size in zip(self.F, self.scales, strict=True)
         )
 
+    @property
+    def noise(self) -> float:
+        """How much of y and s, beside their scales, may be what is left over of F."""
+        return self.off / _FLOOR
+
 
 def _floored(size: np.ndarray) -> np.ndarray:
     largest = float(size.max(initial=0.0))
-    return np.maximum(size, 1e-6 * largest if largest > _NOTHING else 1.0)
+    return np.maximum(size, _FLOOR * largest if largest > _NOTHING else 1.0)

@@ -23,7 +23,7 @@ __all__ = ["Polished", "polish"]
 
 _ROUNDS = 25
 _HALVINGS = 6
-_EXACT = 1e-12  # what is left of F beside its terms
+_EXACT = 1e-13  # what is left of F beside its terms
 _SETTLED = 1e-9
 _DIRECTION = 1e-7  # of the system, beside its right-hand side, when a step is taken
 

@@ -28,7 +28,7 @@ def regularity_of(point: Point, K: System) -> Regularity:
     """Examine a point, with the K of its projection."""
     margins = np.concatenate(list(_margins(point)))
     null = null_of(K, point.x.size)
-    found = margins, point.off, "x, y and s", _not_strict
+    found = margins, point.off, point.noise, "x, y and s", _not_strict
     if null is None:
         return Regularity(*found)
     ambiguity = "x is not unique" if null.moves_x else _SHIFTING
@@ -66,6 +66,18 @@ def _margins(point: Point) -> Iterator[np.ndarray]:
             whole = np.maximum(np.abs(point.z[rows]).max(axis=1), 1e-300)
             flat = projection.depth[rows[:, 0]]
             yield np.where(flat > 0, np.maximum(y, s) * flat / whole, np.minimum(y, s))
+    if blocks.power.size:
+        yield _steepness_margins(point)
+
+
+def _steepness_margins(point: Point) -> np.ndarray:
+    """Return how far power cones are from z = 0, where y or s is infinitely steep in the other."""
+    blocks = point.program.blocks
+    curved = point.projection.depth[blocks.power[:, 0]] == 0
+    z = blocks.power[curved & (np.abs(blocks.α) != 0.5), 2]  # that one is a quadric
+    return np.minimum(
+        np.abs(point.y[z]) * point.influence[z], np.abs(point.s[z]) / point.scales[1][z]
+    )
 
 
 def _box_margins(point: Point) -> np.ndarray:

@@ -35,6 +35,7 @@ from .program import Program
 __all__ = ["ConicSolver", "Outcome"]
 
 _NOTHING = Cone()
+_EXACT = 1e-6  # a point with a larger residual, beside its terms, is no solution
 
 
 class Outcome(NamedTuple):
@@ -121,16 +122,18 @@ class ConicSolver(Solver):
             if not (first.status is Status.SUCCESS or first.inaccurate):
                 return Solution(None, first.status, _stats(first), message=first.message)
             if not self.polish:
-                return _as_it_is(first, program, "not polished")
-            steps = 0
+                return _as_it_is(first, program)
+            best, steps = None, 0
             for outcome in itertools.chain([first], outcomes):
                 if outcome.x.size:  # an iterate, though it may have stopped at a limit
                     z, near = outcome.y - outcome.s, (outcome.y, outcome.s)
                     polished = polish(Point(program, outcome.x, z, near))
                     steps += polished.steps
+                    if best is None or polished.point.off < best.point.off:
+                        best = polished
                     if polished.settled:
-                        return _polished(first, polished, steps)
-        return _as_it_is(first, program, "not polished: Newton's method did not converge")
+                        break
+        return _polished(first, best, steps) if best else _as_it_is(first, program)
 
     def example(self, rng):
         """Return a small program with a solution that is not degenerate; P a triangle."""
@@ -156,16 +159,21 @@ def _stats(outcome: Outcome, **others: float) -> dict[str, float]:
 
 
 def _polished(outcome: Outcome, polished: Polished, steps: int) -> Solution:
-    point = polished.point
-    value = point.x, point.y, point.s
-    J = Linearized(point.program, point.x, point.y, point.s)
-    stats = _stats(outcome, repairs=steps)
-    return Solution(value, Status.SUCCESS, stats, State(J, polished.K), message=outcome.message)
+    point, doubt = polished.point, ""
+    if point.off > _EXACT:
+        doubt = (
+            f"Newton's method does not converge, and x, y and s solve the problem up to "
+            f"{point.off:.1e} only ({outcome.message})"
+        )
+    value, stats = (point.x, point.y, point.s), _stats(outcome, repairs=steps)
+    state = State(Linearized(point.program, *value), polished.K, doubt)
+    return Solution(value, Status.SUCCESS, stats, state, message=outcome.message, doubt=doubt)
 
 
-def _as_it_is(outcome: Outcome, program: Program, message: str) -> Solution:
-    value = outcome.x, outcome.y, outcome.s
-    doubt = f"the library stopped short of its tolerances: {outcome.message}"
-    doubt = doubt if outcome.inaccurate else ""
-    state = State(Linearized(program, outcome.x, outcome.y, outcome.s), doubt=doubt)
-    return Solution(value, Status.SUCCESS, _stats(outcome), state, message=message, doubt=doubt)
+def _as_it_is(outcome: Outcome, program: Program) -> Solution:
+    value, doubt = (outcome.x, outcome.y, outcome.s), ""
+    if outcome.inaccurate:
+        doubt = f"the library stopped short of its tolerances: {outcome.message}"
+    state = State(Linearized(program, *value), doubt=doubt)
+    options = {"message": "not polished", "doubt": doubt}
+    return Solution(value, Status.SUCCESS, _stats(outcome), state, **options)

@@ -22,7 +22,8 @@ _COUNTED = 4_000_000  # entries up to which the rank of the active rows is found
 def regularity_of(point: Point, factored: FactoredKKT) -> Regularity:
     """Examine a point, with K of its active set."""
     active, n = factored.D < 0.5, point.x.size
-    found = _margins(point, active), _off(point, active), "x and y", _weakly_active
+    off = _off(point, active)
+    found = _margins(point, active), off, off, "x and y", _weakly_active
     null = null_of(factored, n, np.concatenate([np.ones(n), active]))
     if null is None:
         return Regularity(*found)

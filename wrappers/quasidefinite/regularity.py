@@ -24,6 +24,7 @@ class Regularity:
     Attributes:
         margins: The distances from kinks, each relative to its scale.
         off: The largest residual of the optimality conditions, relative to its scale.
+        noise: By how much margins may be off.
         solution: What solves the problem, in words.
         weakness: What is said of a number of kinks.
         ambiguity: What is not unique, or nothing.
@@ -33,6 +34,7 @@ class Regularity:
 
     margins: np.ndarray
     off: float
+    noise: float
     solution: str
     weakness: Any
     ambiguity: str = ""
@@ -47,8 +49,8 @@ class Regularity:
     @functools.cached_property
     def weak(self) -> int:
         """How many kinks are here."""
-        # The point is known no better than its residual: what is closer than that may be a kink.
-        return int((self.margins < max(_WEAK, self.off)).sum())
+        # What is closer than the point is known may be a kink.
+        return int((self.margins < max(_WEAK, self.noise)).sum())
 
     @property
     def stats(self) -> dict[str, float]:
