@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 
 import backsolve
-from backsolve import CSR, krylov, lapack, osqp, superlu
+from backsolve import CSR, krylov, lapack, osqp, scs, superlu
 from backsolve.adjoint.store import store
 
 # --------------------------------------------------------------------------------------------
@@ -53,12 +53,19 @@ def quadratic(shift, b):
     return osqp.solve(P, -b, np.eye(n), -0.1 * ones, 0.1 * ones, on_untrusted="ignore").x
 
 
+def conic(shift, b):
+    n = b.size
+    ball = {"A": -np.eye(n + 1, n, k=-1), "b": np.eye(n + 1)[0]}  # ‖x‖ ≤ 1
+    return scs.solve({"P": (3 + shift) * jnp.eye(n), "c": -3.0 * b, **ball}, {"q": [n + 1]}).x
+
+
 PROBLEMS = {
     "dense": dense,
     "sparse": sparse,
     "matrix-free": matrix_free,
     "root": root,
     "quadratic": quadratic,
+    "conic": conic,
 }
 
 
@@ -152,6 +159,7 @@ ENVIRONMENT = {
         ("matrix-free", 30, 500),
         ("root", 30, 2_000),
         ("quadratic", 30, 1_500),
+        ("conic", 30, 1_500),
     ],
 )
 def test_memory_is_flat_over_jitted_solves(problem, n, count, in_fresh_process):
