@@ -340,8 +340,10 @@ def test_the_null_vector_is_one_in_whatever_units(form):
     J = Linearized(Program(P, c, A, b, Cone(z=2, q=[3])), x, y, s)
     state = State(J)
     vars(state)["K"] = K = form(J.program, J.point.projection)
-    assert "y is not unique" in state.ambiguity
-    assert np.linalg.norm(K.product(state.null)) <= 1e-8 * K.norm * np.linalg.norm(state.null)
+    assert "y is not unique" in state.regularity.ambiguity
+    assert np.linalg.norm(K.product(state.regularity.null)) <= 1e-8 * K.norm * np.linalg.norm(
+        state.regularity.null
+    )
 
 
 def test_scs_s_own_iterate_is_judged_as_it_is():

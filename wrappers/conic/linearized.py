@@ -15,19 +15,15 @@ In both v_x, v_y and v_s are the three parts of v, and r_x, r_y, r_s those of r.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from backsolve.adjoint.condition import inverse_norm
-from backsolve.adjoint.operators import Operator
-from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone
 
-from ..quasidefinite.derivative import ByReduction
+from ..quasidefinite.derivative import AtPoint, ByReduction, Reduced
 from ..quasidefinite.regularity import Regularity
 from .iterative import Iterative
 from .kkt import System, form_of, system_of
@@ -85,24 +81,17 @@ class Linearized:
 
 
 @dataclass(frozen=True)
-class KKT(Operator):
-    """J; its operands are the point and the leaves of θ.
+class KKT(AtPoint):
+    """J, with θ = (P, c, A, b, start).
 
     Args:
         n: Size.
-        params: Structure of θ = (P, c, A, b, start).
-        cone: K.
+        params: Structure of θ.
         derivative: `derivative(operands, v)` is `J v` in JAX.
+        cone: K.
     """
 
-    n: int
-    params: Tree
     cone: Cone
-    derivative: Callable[..., Any]
-
-    def matvec(self, operands, v):
-        """Return `J v`."""
-        return self.derivative(operands, v)
 
     def host(self, operands):
         """Return a `Linearized`."""
@@ -110,13 +99,6 @@ class KKT(Operator):
         P, c, A, b, _ = self.params.unflatten(θ)
         n, m = c.size, b.size
         return Linearized(Program(P, c, A, b, self.cone), v[:n], v[n : n + m], v[n + m :])
-
-    def apply(self, operands, v, *, transposed):
-        """Multiply by SciPy."""
-        J = self.host(operands)
-        if v.ndim == 1:
-            return J.product(v, transposed=transposed)
-        return np.stack([J.product(column, transposed=transposed) for column in v.T], axis=1)
 
     def norm(self, operands):
         """Return the Frobenius norm of J, with the largest D there may be; or NaN."""
@@ -127,7 +109,7 @@ class KKT(Operator):
         return math.hypot(Program(P, c, A, b, self.cone).norm, math.sqrt(2 * b.size))
 
 
-class State:
+class State(Reduced):
     """What is kept of one J: its factor, and what is wrong with the point.
 
     Args:
@@ -154,16 +136,6 @@ class State:
     def doubt(self) -> str:
         """Why there may be no derivative here, or nothing."""
         return " and ".join(filter(None, [self._doubt, self.regularity.doubt]))
-
-    @property
-    def ambiguity(self) -> str:
-        """What is not unique here, or nothing."""
-        return self.regularity.ambiguity
-
-    @property
-    def null(self) -> np.ndarray | None:
-        """A v with K v = 0, if K is singular."""
-        return self.regularity.null
 
     @property
     def stats(self) -> dict[str, float]:

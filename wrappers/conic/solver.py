@@ -93,7 +93,7 @@ class ConicSolver(Solver):
     def operator_at(self, params, product):
         """Return the linearised optimality conditions."""
         _, c, _, b, _ = params
-        return KKT(c.size + 2 * b.size, Tree.of(params), self.cone, product)
+        return KKT(c.size + 2 * b.size, Tree.of(params), product, self.cone)
 
     def derivative_solver(self):
         """Return the solver of the linearised conditions."""

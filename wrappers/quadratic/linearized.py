@@ -11,18 +11,14 @@ K is symmetric, and one factor serves both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from backsolve.adjoint.condition import inverse_norm
-from backsolve.adjoint.operators import Operator, frobenius_norm
-from backsolve.adjoint.trees import Tree
+from backsolve.adjoint.operators import frobenius_norm
 
-from ..quasidefinite.derivative import ByReduction
-from ..quasidefinite.regularity import Regularity
+from ..quasidefinite.derivative import AtPoint, ByReduction, Reduced
 from .kkt import FactoredKKT
 from .point import Point
 from .program import Program
@@ -84,24 +80,17 @@ def _smooth_D(program: Program, t: np.ndarray, μ: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class KKT(Operator):
-    """J; its operands are the point and the leaves of θ.
+class KKT(AtPoint):
+    """J, with θ = (P, q, A, l, u, start).
 
     Args:
         n: Size.
-        params: Structure of θ = (P, q, A, l, u, start).
+        params: Structure of θ.
         derivative: `derivative(operands, v)` is `J v` in JAX.
         smoothing: See `Linearized`.
     """
 
-    n: int
-    params: Tree
-    derivative: Callable[..., Any]
     smoothing: float = 0.0
-
-    def matvec(self, operands, v):
-        """Return `J v`."""
-        return self.derivative(operands, v)
 
     def host(self, operands):
         """Return a `Linearized`."""
@@ -109,13 +98,6 @@ class KKT(Operator):
         P, q, A, l, u, _ = self.params.unflatten(θ)
         point = Point(Program(P, q, A, l, u), xy[: q.size], xy[q.size :])
         return Linearized(point, self.smoothing)
-
-    def apply(self, operands, v, *, transposed):
-        """Multiply by SciPy."""
-        J = self.host(operands)
-        if v.ndim == 1:
-            return J.product(v, transposed=transposed)
-        return np.stack([J.product(c, transposed=transposed) for c in v.T], axis=1)
 
     def norm(self, operands):
         """Return the Frobenius norm of J with all constraints active, or NaN."""
@@ -126,7 +108,7 @@ class KKT(Operator):
         return float(np.hypot(Program(P, q, A, l, u).norm, np.sqrt(l.size)))
 
 
-class State:
+class State(Reduced):
     """What is kept of one J: its factor, and what is wrong with the point.
 
     Args:
@@ -138,32 +120,11 @@ class State:
         self.K = factored or FactoredKKT(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
         self._exact = State(J.exact) if J.smoothing else None
-        self.regularity: Regularity
         if self._exact is None:
             self.regularity = regularity_of(J.point, self.K)
         else:
             self.regularity = self._exact.regularity
         self.nbytes = self.K.nbytes * (1 if self._exact is None else 2)
-
-    @property
-    def stats(self) -> dict[str, float]:
-        """Numbers for records."""
-        return self.regularity.stats
-
-    @property
-    def doubt(self) -> str:
-        """Why there may be no derivative here, or nothing."""
-        return self.regularity.doubt
-
-    @property
-    def ambiguity(self) -> str:
-        """What is not unique here, or nothing."""
-        return self.regularity.ambiguity
-
-    @property
-    def null(self) -> np.ndarray | None:
-        """A v with K v = 0, if K is singular."""
-        return self.regularity.null
 
     @property
     def exact(self) -> State:

@@ -11,17 +11,21 @@ reach its bound; `Origin` tells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution, Solver
+from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.status import Status
+from backsolve.adjoint.trees import Tree
 
 from .refined import CONSISTENT
+from .regularity import Regularity
 
-__all__ = ["ByReduction", "Cotangents", "Origin", "Reduced"]
+__all__ = ["AtPoint", "ByReduction", "Cotangents", "Origin", "Reduced"]
 
 Cotangents = dict[str, np.ndarray]  # of P, q, A and b
 
@@ -40,45 +44,52 @@ class Origin(Protocol):
         ...
 
 
-class Solvable(Protocol):
-    """A symmetric matrix, factored or not."""
+@dataclass(frozen=True)
+class AtPoint(Operator):
+    """J; its operands are the point and the leaves of θ.
 
-    def solve(self, r: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return w, and ‖K w − r‖ / ‖r‖."""
-        ...
+    Args:
+        n: Size.
+        params: Structure of θ.
+        derivative: `derivative(operands, v)` is `J v` in JAX.
+    """
 
-    def least_squares(self, r: np.ndarray) -> np.ndarray:
-        """Return the shortest w of those that minimise ‖K w − r‖."""
-        ...
+    n: int
+    params: Tree
+    derivative: Callable[..., Any]
+
+    def matvec(self, operands, v):
+        """Return `J v`."""
+        return self.derivative(operands, v)
+
+    def apply(self, operands, v, *, transposed):
+        """Multiply on the host."""
+        J = self.host(operands)
+        if v.ndim == 1:
+            return J.product(v, transposed=transposed)
+        return np.stack([J.product(column, transposed=transposed) for column in v.T], axis=1)
 
 
-class Reduced(Protocol):
-    """What is kept of one J."""
+class Reduced:
+    """What is kept of one J.
 
-    @property
-    def K(self) -> Solvable:
-        """K."""
-        ...
+    Attributes:
+        K: A symmetric matrix with `solve` and `least_squares`.
+        regularity: What the point is like.
+    """
+
+    K: Any
+    regularity: Regularity
 
     @property
     def doubt(self) -> str:
-        """Why there may be no derivative here, or nothing."""
-        ...
-
-    @property
-    def ambiguity(self) -> str:
-        """What is not unique here, or nothing."""
-        ...
-
-    @property
-    def null(self) -> np.ndarray | None:
-        """A w with K w = 0, if K is singular; a random one, if there are several."""
-        ...
+        """Why there may be no derivative here, apart from what is not unique; or nothing."""
+        return self.regularity.doubt
 
     @property
     def stats(self) -> dict[str, float]:
         """Numbers for records."""
-        ...
+        return self.regularity.stats
 
 
 @dataclass(frozen=True)
@@ -118,15 +129,15 @@ class ByReduction(Solver):
 
     def doubt(self, J: Any, state: Any, transposed: bool) -> str:
         """Return why there may be no derivative here, or nothing."""
-        ambiguity = state.ambiguity
-        if ambiguity and self.origin is not None and state.null is not None:
+        ambiguity = state.regularity.ambiguity
+        if ambiguity and self.origin is not None:
             # Of a gradient, that the system has a solution says that r does not read v.
             if self._ignored(J, state) and (transposed or not self._read(J, state)):
                 ambiguity = ""
         return " and ".join(filter(None, [ambiguity, state.doubt]))
 
     def _null(self, J: Any, state: Any, transposed: bool) -> np.ndarray:
-        v = self.recovered(J, state, state.null, np.zeros(J.shape[0]), transposed)
+        v = self.recovered(J, state, state.regularity.null, np.zeros(J.shape[0]), transposed)
         return v / max(float(np.abs(v).max(initial=0.0)), 1e-300)
 
     def _ignored(self, J: Any, state: Any) -> bool:
@@ -157,7 +168,7 @@ class ByReduction(Solver):
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":
-                message = "; ".join(filter(None, [missed, state.ambiguity, state.doubt]))
+                message = "; ".join(filter(None, [missed, state.regularity.ambiguity, state.doubt]))
                 return Solution(np.full_like(rhs, np.nan), Status.NO_DERIVATIVE, message=message)
             doubt = f"the linearised system has no solution, {missed}"
             w = np.full_like(w, np.nan)
