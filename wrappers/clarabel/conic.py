@@ -43,7 +43,7 @@ class ClarabelConic(ConicSolver):
 
     settings: Settings | Mapping[str, Any] = ()
 
-    imports = (*ConicSolver.imports, "scipy.linalg", "clarabel")
+    imports = (*ConicSolver.imports, "clarabel")
 
     def __post_init__(self):
         cone = self.cone

@@ -78,7 +78,13 @@ class ConicSolver(Solver):
     degenerate: str = "raise"
     origin: Origin | None = None
 
-    imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
+    imports = (
+        "scipy.linalg",
+        "scipy.sparse",
+        "scipy.sparse.linalg",
+        "scipy.sparse.csgraph",
+        "qdldl",
+    )
     capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
 
     def outcomes(self, program: Program, start: Any) -> Generator[Outcome]:
@@ -165,7 +171,7 @@ def _polished(outcome: Outcome, polished: Polished, steps: int) -> Solution:
             f"Newton's method does not converge, and x, y and s solve the problem up to "
             f"{point.off:.1e} only ({outcome.message})"
         )
-    value, stats = (point.x, point.y, point.s), _stats(outcome, repairs=steps)
+    value, stats = (point.x, point.y, point.s), _stats(outcome, steps=steps)
     state = State(Linearized(point.program, *value), polished.K, doubt)
     return Solution(value, Status.SUCCESS, stats, state, message=outcome.message, doubt=doubt)
 
