@@ -23,7 +23,7 @@ __all__ = ["System", "form_of", "system_of"]
 # A sparse factorisation makes some twenty times fewer operations a second than dense algebra.
 _SPARSE = 20.0
 _FEW = 2e6  # operations of dense algebra that a sparse factorisation may stand for in any case
-_TOO_MANY = 2e10  # operations of dense algebra, from which on to iterate is quicker
+_TOO_MANY = 8e9  # operations of dense algebra, from which on to iterate is quicker
 
 
 class System(Protocol):
