@@ -5,12 +5,13 @@ Every program is made around a solution that is known, with y and s on a chosen 
 
 import warnings
 
+import cvxpy as cp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from backsolve import SolverError, UntrustedGradientWarning, record, scs, solve
+from backsolve import CvxpyLayer, SolverError, UntrustedGradientWarning, record, scs, solve
 from backsolve.adjoint.registry import get_solver
 from backsolve.residuals import Cone
 from backsolve.wrappers.conic.blocks import blocks_of
@@ -189,7 +190,6 @@ def test_a_kink_is_seen_where_nothing_else_pulls(seed):
     x = np.append(rng.standard_normal(5)[:4], 0.0)
     M = rng.standard_normal((4, 4))
     P[:4, :4] = M @ M.T + np.eye(4)
-    pytest.importorskip("clarabel")
     solver = get_solver("clarabel-conic")(cone=Cone(l=3, q=[3], ep=1))
 
     def value(c):
@@ -393,23 +393,15 @@ def test_what_is_not_finite_is_refused(which, bad):
 
 
 def layer(objective, constraints, parameters, variables):
-    cp = pytest.importorskip("cvxpy")
-    from backsolve import cvxpy
-
     problem = cp.Problem(cp.Minimize(objective), constraints)
     options = {"solver": "SCS", "solver_args": {"on_untrusted": "ignore"}}
-    made = cvxpy.CvxpyLayer(problem, parameters, variables, **options)
+    made = CvxpyLayer(problem, parameters, variables, **options)
 
     def value(*params):
         (x,) = made(*params)
         return x @ jnp.arange(1.0, x.size + 1)
 
     return value
-
-
-@pytest.fixture(scope="module")
-def cp():
-    return pytest.importorskip("cvxpy")
 
 
 def judged(value, *params):
@@ -421,7 +413,7 @@ def judged(value, *params):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e6, 1e9])
-def test_redundant_constraints_with_parameters_of_their_own_are_flagged(cp, scale):
+def test_redundant_constraints_with_parameters_of_their_own_are_flagged(scale):
     x, t, b1, b2 = cp.Variable(2), cp.Parameter(2), cp.Parameter(), cp.Parameter()
     constraints = [cp.sum(x) == b1, 2 * cp.sum(x) == b2]
     value = layer(cp.sum_squares(x - t), constraints, [t, b1, b2], [x])
@@ -430,7 +422,7 @@ def test_redundant_constraints_with_parameters_of_their_own_are_flagged(cp, scal
     assert "y is not unique" in log[-1].doubt
 
 
-def test_redundant_constraints_that_move_together_are_not_in_doubt(cp):
+def test_redundant_constraints_that_move_together_are_not_in_doubt():
     x, t, b = cp.Variable(2), cp.Parameter(2), cp.Parameter()
     constraints = [cp.sum(x) == b, 2 * cp.sum(x) == 2 * b]
     value = layer(cp.sum_squares(x - t), constraints, [t, b], [x])
@@ -440,7 +432,7 @@ def test_redundant_constraints_that_move_together_are_not_in_doubt(cp):
     assert log.trusted, log[-1].doubt
 
 
-def test_a_norm_that_is_not_active_and_a_parameter_without_effect_are_not_in_doubt(cp):
+def test_a_norm_that_is_not_active_and_a_parameter_without_effect_are_not_in_doubt():
     x, t, r = cp.Variable(2), cp.Parameter(2), cp.Parameter()
     value = layer(cp.sum_squares(x - t), [cp.norm(x) <= r], [t, r], [x])
     (t_bar, r_bar), log = judged(value, np.array([1.0, 2.0]), 4.0)
@@ -452,7 +444,7 @@ def test_a_norm_that_is_not_active_and_a_parameter_without_effect_are_not_in_dou
     assert "kink" in log[-1].doubt
 
 
-def test_a_variable_that_is_not_unique_has_no_derivative_of_either_kind(cp):
+def test_a_variable_that_is_not_unique_has_no_derivative_of_either_kind():
     x, t = cp.Variable(2), cp.Parameter(2)
     value = layer(cp.max(x - t), [x >= -1, x <= 1], [t], [x])  # x₁ is anything
     at = jnp.array([1.0, 4.0])
@@ -464,7 +456,7 @@ def test_a_variable_that_is_not_unique_has_no_derivative_of_either_kind(cp):
     assert "x is not unique" in log[-1].doubt
 
 
-def test_a_face_of_optima_has_no_derivative(cp):
+def test_a_face_of_optima_has_no_derivative():
     x, t, b = cp.Variable(2), cp.Parameter(2), cp.Parameter()
     value = layer(t @ x, [x >= 0, cp.sum(x) == b], [t, b], [x])
     with pytest.raises(SolverError, match="NO_DERIVATIVE"):

@@ -7,6 +7,7 @@ import functools
 import sys
 import warnings
 
+import cvxpy as cp
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,24 +19,15 @@ from backsolve import (
     SolverError,
     SolverNotFound,
     Status,
-    registered_solvers,
 )
 from backsolve.adjoint import registry
 from backsolve.wrappers.cvxpy import CvxpyLayer, CvxpySolution
-
-cp = pytest.importorskip("cvxpy")
 
 # Interior points come close to the solution of a cone program by the root of the tolerance only.
 TIGHT = {
     "CLARABEL": {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12},
     "SCS": {"eps_abs": 1e-13, "eps_rel": 1e-13, "max_iters": 100_000},
 }
-CONIC = {"SCS": "scs", "CLARABEL": "clarabel-conic"}
-
-
-def needs(solver, *, quadratic):
-    if (solver == "SCS" or not quadratic) and CONIC[solver] not in registered_solvers():
-        pytest.skip(f"{CONIC[solver]} is not registered")
 
 
 def solved(problem, parameters, values, leaves, *, gp=False):
@@ -233,7 +225,6 @@ every_example = pytest.mark.parametrize(
 
 @every_example
 def test_values_are_those_of_cvxpy(make, solver):
-    needs(solver, quadratic=make in QUADRATIC)
     problem, parameters, variables, values = make()
     found = CvxpyLayer(problem, parameters, variables, solver=solver)(*values)
     expected = solved(problem, parameters, values, variables)
@@ -285,12 +276,10 @@ def check_gradients(make, solver, *, leaves=None, gp=False, h=1e-3, tolerance=1e
 
 @every_example
 def test_gradients_are_those_of_differences_of_cvxpy(make, solver):
-    needs(solver, quadratic=make in QUADRATIC)
     check_gradients(make, solver)
 
 
 def test_closed_forms():
-    needs("CLARABEL", quadratic=False)
     for make, formula in ((relu, jax.nn.relu), (softmax, jax.nn.softmax)):
         problem, parameters, variables, (y,) = make()
         layer = CvxpyLayer(problem, parameters, variables)
@@ -311,7 +300,6 @@ some_examples = pytest.mark.parametrize(
 
 @functools.cache
 def layer_of(make, solver):
-    needs(solver, quadratic=make in QUADRATIC)
     problem, parameters, variables, values = make()
     layer = CvxpyLayer(problem, parameters, variables, solver=solver)
     return layer, parameters, [jnp.asarray(value, float) for value in values]
@@ -420,7 +408,6 @@ OPEN = [(cp.norm1, "OSQP"), (cp.norm1, "SCS"), (cp.norm, "CLARABEL"), (cp.norm, 
 
 @pytest.mark.parametrize("bound, solver", [*OPEN, (cp.sum_squares, "CLARABEL")])
 def test_what_only_the_canonical_form_leaves_open_is_no_doubt(bound, solver):
-    needs(solver, quadratic=bound is cp.norm1)
     # cvxpy bounds the norm by a variable of its own, which is anything up to 10 here.
     x, a = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - 2 * a)), [bound(x) <= 10])
@@ -458,7 +445,6 @@ def test_attributes_of_variables_and_parameters():
     of_d = jax.grad(lambda d: layer(d, values[1])[0].sum())(values[0])
     np.testing.assert_allclose(of_d, 2 * np.eye(3), atol=1e-9)
 
-    needs("CLARABEL", quadratic=False)
     M = cp.Parameter((2, 2), NSD=True)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(N - M - 1)))
     (found,) = CvxpyLayer(problem, [M], [N])(np.array([[-3.0, 0.5], [0.5, -2.0]]))
@@ -494,7 +480,6 @@ MULTIPLIERS += [(make, s) for make in (semidefinite, power, softmax) for s in ("
     "make, solver", MULTIPLIERS, ids=[f"{make.__name__}-{solver}" for make, solver in MULTIPLIERS]
 )
 def test_multipliers_are_those_of_cvxpy(make, solver):
-    needs(solver, quadratic=make in QUADRATIC)
     problem, parameters, variables, values = make()
     duals = [y for constraint in problem.constraints for y in constraint.dual_variables]
     before = [y.value for y in duals]
@@ -512,12 +497,10 @@ def all_duals(problem, _):
 
 @pytest.mark.parametrize("make, solver", [(optnet, "OSQP"), (semidefinite, "CLARABEL")])
 def test_gradients_of_multipliers(make, solver):
-    needs(solver, quadratic=make in QUADRATIC)
     check_gradients(make, solver, leaves=all_duals)
 
 
 def test_multipliers_of_second_order_cones_are_in_order():
-    needs("CLARABEL", quadratic=False)
     rng = np.random.default_rng(3)
     Y, C = cp.Variable((2, 3)), cp.Parameter((2, 3))
     cones = [cp.SOC(0.5 * np.ones(3), Y, axis=0), cp.SOC(0.4 * np.ones(2), Y, axis=1)]
@@ -530,7 +513,6 @@ def test_multipliers_of_second_order_cones_are_in_order():
 
 
 def test_geometric_programs():
-    needs("CLARABEL", quadratic=False)
     problem, parameters, variables, values = geometric()
     leaves = [*variables, problem.constraints[0].dual_variables[0]]
     layer = CvxpyLayer(problem, parameters, leaves, gp=True)
@@ -544,7 +526,6 @@ def test_geometric_programs():
 
 
 def test_the_largest_box_is_a_cube(close):
-    needs("CLARABEL", quadratic=False)
     x, y, z = (cp.Variable(pos=True) for _ in "xyz")
     a, b = cp.Parameter(pos=True), cp.Parameter(pos=True)
     problem = cp.Problem(cp.Maximize(x * y * z), [a * (x * y + x * z + y * z) <= b])
@@ -614,9 +595,7 @@ def test_the_solver_is_chosen_by_the_cones():
     assert name_of(CvxpyLayer(*quadratic, solver="Clarabel")) == "clarabel"
     args = {"solve_method": "Clarabel", "eps": 1e-9, "mode": "lsqr", "n_jobs_forward": 1}
     assert name_of(CvxpyLayer(*quadratic, solver_args=args)) == "clarabel"
-    needs("SCS", quadratic=True)
     assert name_of(CvxpyLayer(*quadratic), solve_method="SCS") == "scs"
-    needs("CLARABEL", quadratic=False)
     assert name_of(CvxpyLayer(*cone)) == "clarabel-conic"
     assert name_of(CvxpyLayer(*cone, solver=cp.SCS)) == "scs"
     with pytest.raises(InputError, match=r"OSQP solves quadratic programs only.*'CLARABEL' or"):
@@ -624,8 +603,6 @@ def test_the_solver_is_chosen_by_the_cones():
 
 
 def test_clarabel_is_chosen_where_it_is_installed(monkeypatch):
-    needs("CLARABEL", quadratic=False)
-    needs("SCS", quadratic=False)
     installed = registry._installed
     monkeypatch.setattr(registry, "_installed", lambda m: m != "clarabel" and installed(m))
     assert name_of(CvxpyLayer(*softmax()[:3])) == "scs"
@@ -668,7 +645,6 @@ def test_polish_and_degenerate_reach_the_solver():
     assert (layer._usual.solver.polish, layer._usual.solver.degenerate) == (False, "lstsq")
     with pytest.raises(InputError, match="degenerate='never'"):
         CvxpyLayer(*sparsemax()[:3], degenerate="never")
-    needs("CLARABEL", quadratic=False)
     layer = CvxpyLayer(*softmax()[:3], polish=False, degenerate="nan")
     assert (layer._usual.solver.polish, layer._usual.solver.degenerate) == (False, "nan")
     with pytest.raises(InputError, match="degenerate='smoothed' is not one of 'raise', 'nan'"):
@@ -824,7 +800,6 @@ def test_infeasible_and_unbounded_problems_raise():
 
 @pytest.mark.parametrize("solver", ["CLARABEL", "SCS"])
 def test_infeasible_and_unbounded_cone_programs_raise(solver):
-    needs(solver, quadratic=False)
     x, a = cp.Variable(2), cp.Parameter()
     problem = cp.Problem(cp.Minimize(cp.norm(x)), [x[0] >= a, cp.norm(x) <= a - 1])
     with pytest.raises(SolverError, match="infeasible") as error:

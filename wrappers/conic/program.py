@@ -1,6 +1,8 @@
 """One cone program's numbers, on the host.
 
-minimise ½ xᵀP x + cᵀx  subject to  A x + s = b,  s in K
+    minimise ½ xᵀP x + cᵀx  subject to  A x + s = b,  s in K
+
+P and A are what all convex programs have, see `Matrices`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """K known by its products, for cones of which a sparse K would be dense.
 
-K = [ P     ÃᵀS       ]        Ã = Rᵀ A,  S² = D̃ = Rᵀ D R        g = R S w
-    [ SÃ   −(I − D̃)  ]
+    K = [ P     ÃᵀS       ]        Ã = Rᵀ A,  S² = D̃ = Rᵀ D R        g = R S w
+        [ SÃ   −(I − D̃)  ]
+
+Its unknowns are x and w.
 """
 
 from __future__ import annotations

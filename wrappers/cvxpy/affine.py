@@ -1,6 +1,8 @@
 """The sparse affine map from parameters to the numbers of a program, in JAX.
 
-v = c + S θ
+    v = c + S θ
+
+v are the values of P or of A, or q, or b.
 """
 
 from __future__ import annotations

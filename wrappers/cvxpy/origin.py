@@ -1,6 +1,8 @@
 """What the numbers of a canonical program are functions of: the parameters θ, by affine maps.
 
-θ̄ = Σ Sᵀ v̄  over v = P, q, A, b
+    θ̄ = Σ Sᵀ v̄  over v = P, q, A, b
+
+Where θ̄ is zero for a direction that the solution leaves open, the opening does not matter.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """One quadratic program's numbers, on the host.
 
-minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
+    minimise ½ xᵀP x + qᵀx  subject to  l ≤ A x ≤ u
+
+P and A are what all convex programs have, see `Matrices`.
 """
 
 from __future__ import annotations

@@ -162,9 +162,9 @@ class ByReduction(Solver):
 
     def solved(self, J: Any, rhs: np.ndarray, state: Any, transposed: bool) -> Solution:
         """Solve, and say what there is to doubt."""
+        doubt = self.doubt(J, state, transposed)  # before: it may solve with K, which may count
         r = self.reduced(J, state, rhs, transposed)
         w, left = state.K.solve(r)
-        doubt = self.doubt(J, state, transposed)
         if not left <= CONSISTENT:
             missed = f"‖K v − r‖ = {left:.1e} ‖r‖"
             if self.degenerate == "raise":
