@@ -28,9 +28,11 @@ __all__ = [
     "hoist",
     "host_primitive",
     "identity_primitive",
+    "in_front",
     "is_traced",
     "is_undefined_primal",
     "is_zero",
+    "jax_primitive",
     "nested_device",
     "owned",
     "user_context",
@@ -74,6 +76,17 @@ def define_transpose(primitive: Primitive, rule: Callable) -> None:
 def define_batching(primitive: Primitive, rule: Callable) -> None:
     """Register a batching rule `rule(operands, axes, **params)`; unbatched operands have None."""
     batching.primitive_batchers[primitive] = rule
+
+
+def in_front(operands: Sequence[Any], axes: Sequence[int | None]) -> tuple[int, list[Any]]:
+    """Return the size of a batch, and its operands with their axes in front, of size one if None.
+
+    What `rule(operands, axes)` of `define_batching` is given.
+    """
+    size = next(a.shape[d] for a, d in zip(operands, axes, strict=True) if d is not None)
+    return size, [
+        a[None] if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(operands, axes, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------------------------
@@ -234,6 +247,25 @@ def identity_primitive(name: str) -> Primitive:
     primitive.def_impl(first)
     primitive.def_abstract_eval(first)
     mlir.register_lowering(primitive, mlir.lower_fun(first, multiple_results=False))
+    return primitive
+
+
+def jax_primitive(name: str, function: Callable) -> Primitive:
+    """Make a primitive that is computed by a JAX function of arrays, which returns a sequence.
+
+    Outside of jit the function is called as it is: it should jit what is worth it.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    def abstract_eval(*avals, **params):
+        structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+        results = jax.eval_shape(functools.partial(function, **params), *structs)
+        return [_abstract_like(avals, struct) for struct in results]
+
+    primitive.def_impl(function)
+    primitive.def_abstract_eval(abstract_eval)
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
     return primitive
 
 

@@ -14,7 +14,7 @@ Batched operands carry their batch axes in front; size one there means shared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from .jax_compat import (
     define_transpose,
     host_primitive,
     identity_primitive,
+    in_front,
     is_undefined_primal,
     is_zero,
     owned,
@@ -222,28 +223,21 @@ define_transpose(solve_p, _solve_transpose)
 # Batching: new axis in front, size one where an operand does not vary
 
 
-def _in_front(operands: Sequence[Any], axes: Sequence[int | None]) -> tuple[int, list[Any]]:
-    size = next(a.shape[d] for a, d in zip(operands, axes, strict=True) if d is not None)
-    return size, [
-        a[None] if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(operands, axes, strict=True)
-    ]
-
-
 def _solve_batching(params, axes, *, problem):
-    _, params = _in_front(params, axes)
+    _, params = in_front(params, axes)
     return solve_p.bind(*params, problem=problem), [0, 0, 0]
 
 
 def _linear_solve_batching(operands, axes, *, problem, transposed):
     # Only r is broadcast: an unbatched J stays one J, and r's axis becomes its columns.
-    size, operands = _in_front(operands, axes)
+    size, operands = in_front(operands, axes)
     rhs = operands[-2]
     operands[-2] = jnp.broadcast_to(rhs, (size, *rhs.shape[1:]))
     return linear_solve_p.bind(*operands, problem=problem, transposed=transposed), [0]
 
 
 def _attach_batching(operands, axes, *, problem, audit):
-    size, operands = _in_front(operands, axes)
+    size, operands = in_front(operands, axes)
     operands[0] = jnp.broadcast_to(operands[0], (size, *operands[0].shape[1:]))
     return attach_p.bind(*operands, problem=problem, audit=audit), 0
 

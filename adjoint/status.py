@@ -37,6 +37,7 @@ class Status(IntEnum):
     WRONG_JACOBIAN = 15
     NO_DERIVATIVE = 16
     NOT_CONVEX = 17
+    NOT_REVERSIBLE = 18
 
     def __str__(self) -> str:
         return self.name
@@ -75,6 +76,9 @@ _ADVICE = {
     "offers",
     Status.NOT_CONVEX: "P is not positive semidefinite: the problem is not convex, and what the "
     "library found, if anything, need not be a minimum",
+    Status.NOT_REVERSIBLE: "the iteration cannot be followed back from its end, for its steps "
+    "forget where they came from; unroll(…, memory='checkpoint') keeps what is needed, or give the "
+    "step's inverse=",
 }
 
 

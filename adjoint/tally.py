@@ -146,16 +146,18 @@ class Tally:
         where = self._where(len(self._untrusted), self._untrusted[0])
         if self.direction == "primal":
             return f"{self.solver}: untrusted solution{where}: {self._doubt}"
-        kappa = self._conditioning.value if self._conditioning else math.nan
         error = math.nan if self._error is None else self._error
         why = [self._doubt] * bool(self._doubt)
         if not error <= self.policy.gradient_tol:
             why.append(f"error estimate {error:.1e} > gradient_tol {self.policy.gradient_tol:.1e}")
-        return (
-            f"{self.solver}: untrusted {self.direction} derivative{where}: {'; '.join(why)} "
-            f"(primal residual {self._primal:.1e}, linear residual {self._linear:.1e}, condition "
-            f"{kappa:.1e})"
-        )
+        numbers = {
+            "primal residual": self._primal,
+            "linear residual": self._linear,
+            "condition": self._conditioning and self._conditioning.value,
+        }
+        known = ", ".join(f"{name} {x:.1e}" for name, x in numbers.items() if x is not None)
+        what = f"{self.solver}: untrusted {self.direction} derivative{where}"
+        return f"{what}: {'; '.join(why)} ({known})"
 
 
 def _worst(a: float | None, b: float | None) -> float | None:

@@ -7,9 +7,12 @@ from .adjoint.conformance import ConformanceError, check_solver, parametrize_wit
 from .adjoint.contract import Capabilities, LinearSolver, Solution, Solver
 from .adjoint.engine import solve
 from .adjoint.implicit import implicit
+from .adjoint.neumann import NeumannSeries
+from .adjoint.path import neumann, one_step, truncated, unroll
 from .adjoint.policy import Policy, policy
 from .adjoint.record import Log, Record, record
 from .adjoint.registry import available_solvers, register, registered_solvers
+from .adjoint.reversible import reversible
 from .adjoint.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
 from .adjoint.sparse import CSR
 from .adjoint.status import (
@@ -47,6 +50,7 @@ __all__ = [
     "InputError",
     "LinearSolver",
     "Log",
+    "NeumannSeries",
     "Policy",
     "Record",
     "Solution",
@@ -67,6 +71,8 @@ __all__ = [
     "implicit",
     "krylov",
     "lapack",
+    "neumann",
+    "one_step",
     "osqp",
     "parametrize_with_checks",
     "petsc",
@@ -74,9 +80,12 @@ __all__ = [
     "record",
     "register",
     "registered_solvers",
+    "reversible",
     "root_jvp",
     "root_vjp",
     "scs",
     "solve",
     "superlu",
+    "truncated",
+    "unroll",
 ]
