@@ -76,7 +76,7 @@ def _floating(leaf: Any) -> Any:
     return array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else array
 
 
-def _check_callable(**functions: Any) -> None:
+def check_callable(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise InputError(f"{name} must be a function, found {type(function).__name__}")
@@ -115,11 +115,11 @@ def custom_root(
         A decorator of `solver(init_params, *args, **kwargs)`. The solver is a JAX function, or a
         function of NumPy arrays; then its solution is shaped like `init_params`.
     """
-    _check_callable(optimality_fun=optimality_fun)
+    check_callable(optimality_fun=optimality_fun)
     reference = reference_signature
 
     def decorate(solver: Callable) -> Callable:
-        _check_callable(solver=solver)
+        check_callable(solver=solver)
         crossing: list[bool] = []  # whether the solver needs the host, once known
 
         @functools.wraps(solver)
@@ -210,7 +210,7 @@ def custom_fixed_point(
     Returns:
         A decorator of `solver(init_params, *args, **kwargs)`.
     """
-    _check_callable(fixed_point_fun=fixed_point_fun)
+    check_callable(fixed_point_fun=fixed_point_fun)
     reference = reference_signature or fixed_point_fun
     return custom_root(_FixedPoint(fixed_point_fun), has_aux, solve, reference, **policy)
 
@@ -236,7 +236,7 @@ def root_vjp(
     Returns:
         The cotangents of `args`, a tuple.
     """
-    _check_callable(optimality_fun=optimality_fun)
+    check_callable(optimality_fun=optimality_fun)
     _check_like("cotangent", cotangent, sol, "sol")
     solver = _solver(optimality_fun, sol, solve)
     _, pullback = jax.vjp(lambda *a: attach(solver, sol, ((), a, {}), **policy), *args)
@@ -266,7 +266,7 @@ def root_jvp(
     """
     if len(args) != len(tangents):
         raise InputError(f"{len(tangents)} tangents for {len(args)} args: give one for each")
-    _check_callable(optimality_fun=optimality_fun)
+    check_callable(optimality_fun=optimality_fun)
     _check_like("tangents", tuple(tangents), tuple(args), "args")
     solver = _solver(optimality_fun, sol, solve)
 

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from .adjoint.bound import JacobianBound, jacobian_bound
 from .adjoint.certify import Certificate, CertificationError, certify
 from .adjoint.conformance import ConformanceError, check_solver, parametrize_with_checks
 from .adjoint.contract import Capabilities, LinearSolver, Solution, Solver
@@ -48,6 +49,7 @@ __all__ = [
     "ConformanceError",
     "CvxpyLayer",
     "InputError",
+    "JacobianBound",
     "LinearSolver",
     "Log",
     "NeumannSeries",
@@ -69,6 +71,7 @@ __all__ = [
     "custom_root",
     "cvxpy",
     "implicit",
+    "jacobian_bound",
     "krylov",
     "lapack",
     "neumann",
