@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .inputs import check_function, whole_number
 from .jax_compat import is_traced
 from .policy import current_policy
 from .record import record
-from .roots import check_callable, root_jvp, root_vjp
+from .roots import root_jvp, root_vjp
 from .status import InputError
 from .trees import Tree
 
@@ -125,12 +126,11 @@ def jacobian_bound(
         InputError: If an argument is wrong, or traced.
         SolverError: If a linear solve fails, as where J is singular.
     """
-    check_callable(optimality_fun=optimality_fun)
+    check_function(optimality_fun, "optimality_fun")
     leaves, treedef = jax.tree.flatten(tuple(args))
     if any(map(is_traced, (*leaves, *jax.tree.leaves(sol)))):
         raise InputError("jacobian_bound needs numbers: call it outside of jit, grad and vmap")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise InputError(f"rounds={rounds!r} must be a whole number, at least 1")
+    whole_number(rounds, "rounds")
     policy = {"on_untrusted": "ignore", **policy}  # the bound itself is the judgement
     gradient_tol = current_policy(**policy).gradient_tol
     leaves = [jnp.asarray(leaf) for leaf in leaves]

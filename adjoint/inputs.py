@@ -12,7 +12,15 @@ import numpy as np
 
 from .status import InputError
 
-__all__ = ["flag", "is_real", "real_array", "real_number", "right_hand_side", "whole_number"]
+__all__ = [
+    "check_function",
+    "flag",
+    "is_real",
+    "real_array",
+    "real_number",
+    "right_hand_side",
+    "whole_number",
+]
 
 # The types that JAX promotes to one another; longdouble it does not have.
 _FLOATS = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, jnp.bfloat16)))
@@ -30,6 +38,16 @@ def _kind(dtype: Any) -> str:
 def _is_foreign_float(dtype: Any) -> bool:
     """Tell whether only the order of bytes is wrong."""
     return _kind(dtype) == "f" and dtype.newbyteorder("=") in _FLOATS
+
+
+def check_function(function: Any, name: str) -> None:
+    """Check that an argument can be called.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if not callable(function):
+        raise InputError(f"{name} must be a function, found {type(function).__name__}")
 
 
 def real_array(array: Any, name: str, *, ndim: int | tuple[int, ...]) -> Any:

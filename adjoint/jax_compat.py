@@ -5,6 +5,7 @@ Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repai
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
+
+from .status import SolverError
 
 __all__ = [
     "NestedFunction",
@@ -328,7 +331,9 @@ class NestedFunction:
         with self._lock:
             if key in self._warm:
                 return
-            self.in_fresh_thread(*[np.zeros(a.shape, a.dtype) for a in avals])
+            # Compiled is what it is for: a solve inside may well fail at zeros.
+            with contextlib.suppress(SolverError, jax.errors.JaxRuntimeError):
+                self.in_fresh_thread(*[np.zeros(a.shape, a.dtype) for a in avals])
             self._warm.add(key)
 
     def in_fresh_thread(self, *arrays: np.ndarray) -> Any:

@@ -20,7 +20,9 @@ from .attach import attach
 from .contract import Solver
 from .engine import as_leaves
 from .engine import solve as solve_problem
+from .fixed_point import FixedPoint
 from .implicit import ImplicitSolver
+from .inputs import check_function
 from .linear_function import LinearFunction
 from .registry import get_solver
 from .status import InputError
@@ -46,17 +48,6 @@ class _Arguments:
         return self.optimality_fun(x, *args, **kwargs)
 
 
-@dataclass(frozen=True)
-class _FixedPoint:
-    """F(x, θ) = T(x, θ) − x."""
-
-    fixed_point_fun: Callable[..., Any]
-
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        Tx = self.fixed_point_fun(x, *args, **kwargs)
-        return jax.tree.map(jnp.subtract, Tx, x)
-
-
 def _solver(optimality_fun: Callable, like: Any, solve: Any, function: Any = None) -> Solver:
     linear, form = solve, "auto"
     if isinstance(solve, str):
@@ -74,12 +65,6 @@ def _solver(optimality_fun: Callable, like: Any, solve: Any, function: Any = Non
 def _floating(leaf: Any) -> Any:
     array = jnp.asarray(leaf)
     return array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else array
-
-
-def check_callable(**functions: Any) -> None:
-    for name, function in functions.items():
-        if not callable(function):
-            raise InputError(f"{name} must be a function, found {type(function).__name__}")
 
 
 def _check_like(name: str, tree: Any, reference: Any, of: str) -> None:
@@ -115,11 +100,11 @@ def custom_root(
         A decorator of `solver(init_params, *args, **kwargs)`. The solver is a JAX function, or a
         function of NumPy arrays; then its solution is shaped like `init_params`.
     """
-    check_callable(optimality_fun=optimality_fun)
+    check_function(optimality_fun, "optimality_fun")
     reference = reference_signature
 
     def decorate(solver: Callable) -> Callable:
-        check_callable(solver=solver)
+        check_function(solver, "solver")
         crossing: list[bool] = []  # whether the solver needs the host, once known
 
         @functools.wraps(solver)
@@ -210,9 +195,9 @@ def custom_fixed_point(
     Returns:
         A decorator of `solver(init_params, *args, **kwargs)`.
     """
-    check_callable(fixed_point_fun=fixed_point_fun)
+    check_function(fixed_point_fun, "fixed_point_fun")
     reference = reference_signature or fixed_point_fun
-    return custom_root(_FixedPoint(fixed_point_fun), has_aux, solve, reference, **policy)
+    return custom_root(FixedPoint(fixed_point_fun), has_aux, solve, reference, **policy)
 
 
 def root_vjp(
@@ -236,7 +221,7 @@ def root_vjp(
     Returns:
         The cotangents of `args`, a tuple.
     """
-    check_callable(optimality_fun=optimality_fun)
+    check_function(optimality_fun, "optimality_fun")
     _check_like("cotangent", cotangent, sol, "sol")
     solver = _solver(optimality_fun, sol, solve)
     _, pullback = jax.vjp(lambda *a: attach(solver, sol, ((), a, {}), **policy), *args)
@@ -266,7 +251,7 @@ def root_jvp(
     """
     if len(args) != len(tangents):
         raise InputError(f"{len(tangents)} tangents for {len(args)} args: give one for each")
-    check_callable(optimality_fun=optimality_fun)
+    check_function(optimality_fun, "optimality_fun")
     _check_like("tangents", tuple(tangents), tuple(args), "args")
     solver = _solver(optimality_fun, sol, solve)
 

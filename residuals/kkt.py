@@ -35,6 +35,10 @@ def quadratic_program(
 
     The multiplier y is OSQP's: above zero where `A x = u`, below where `A x = l`.
 
+    It needs products with P, A and Aᵀ. x and y have derivatives where the active rows of A are
+    linearly independent, P is definite along them, and no active inequality has y = 0. Where one
+    has, the derivative is that of one side: as if it were active.
+
     "OSQP: an operator splitting solver for quadratic programs", B. Stellato et al., Mathematical
     Programming Computation 12 (2020), eq. (3)–(6). The smooth Π is that of C. Chen and
     O. L. Mangasarian, "Smoothing methods for convex inequalities and linear complementarity
@@ -94,7 +98,7 @@ class _Constrained:
             value, pullback = jax.vjp(lambda x, c=constraint: c(x, *θ), x)
             products.append(pullback(multiplier)[0])
             if constraint is self.G:
-                value = jax.tree.map(lambda μ, g: μ - jnp.maximum(0.0, μ + g), multiplier, value)
+                value = jax.tree.map(_complementarity, multiplier, value)
             conditions.append(value)
         stationarity = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), gradient, *products)
         return stationarity, *conditions
@@ -102,6 +106,11 @@ class _Constrained:
     @property
     def _constraints(self) -> list[Callable[..., Any]]:
         return [c for c in (self.G, self.H) if c is not None]
+
+
+def _complementarity(μ: Any, g: Any) -> Any:
+    """Return `μ − max(0, μ + g)` by cases, where two meet with the derivative of one."""
+    return jnp.where(μ + g <= 0, μ, -g)
 
 
 def constrained(
@@ -116,8 +125,15 @@ def constrained(
     "Efficient and Modular Implicit Differentiation", M. Blondel et al., NeurIPS 2022, eq. (6),
     with the complementarity of μ and G as a projection.
 
+    It needs ∇f, G, H and products with ∂Gᵀ and ∂Hᵀ, and their derivatives: f, G and H twice
+    differentiable in x. Of a convex problem every root is a minimum; of another it is a point that
+    fulfils the conditions. x, μ and ν have derivatives where the gradients of the active
+    constraints are linearly independent, the Lagrangian curves along them, and no active
+    inequality has μ = 0. Where one has, the derivative is that of one side: as if it were not
+    active.
+
     Args:
-        f: `f(x, *θ)`, real-valued and twice differentiable in x, a pytree.
+        f: `f(x, *θ)`, real-valued; x is a pytree.
         G: `G(x, *θ)`, a pytree of arrays; None if there is no inequality.
         H: `H(x, *θ)`, a pytree of arrays; None if there is no equality.
 

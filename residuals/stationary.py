@@ -24,9 +24,12 @@ def stationary(objective: Callable[..., Any]) -> Callable[..., Any]:
 
     "Efficient and Modular Implicit Differentiation", M. Blondel et al., NeurIPS 2022, eq. (4).
 
+    It needs ∇ₓf and its derivatives: f twice differentiable in x, and ∇ₓf once in θ. Every minimum
+    is a root, and so is every other stationary point. x has a derivative where the Hessian is
+    regular.
+
     Args:
-        objective: `f(x, *θ)`, real-valued and twice differentiable in x. Its minimiser is
-            differentiable where the Hessian is regular.
+        objective: `f(x, *θ)`, real-valued; x is a pytree.
 
     Returns:
         The residual; equal for equal objectives, so that nothing is compiled twice.

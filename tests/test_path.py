@@ -424,9 +424,9 @@ def test_wrong_options_are_refused():
         unroll(flow, X0, PARAMS, 3, memory="some")
     with pytest.raises(InputError, match="inverse='lu'"):
         reversible(flow, X0, PARAMS, 3, inverse="lu")
-    with pytest.raises(InputError, match=r"truncated\(0\)"):
+    with pytest.raises(InputError, match="k=0"):
         truncated(0)
-    with pytest.raises(InputError, match=r"neumann\(1.5\)"):
+    with pytest.raises(InputError, match=r"k=1\.5"):
         neumann(1.5)
     with pytest.raises(InputError, match="must float"):
         reversible(lambda x, params: x, jnp.arange(3), PARAMS, 3)

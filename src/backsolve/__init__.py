@@ -2,18 +2,26 @@
 
 from importlib.metadata import version as _version
 
+from . import projection, prox
 from .adjoint.bound import JacobianBound, jacobian_bound
 from .adjoint.certify import Certificate, CertificationError, certify
+from .adjoint.comparison import Comparison, Iteration, compare_gradients
 from .adjoint.conformance import ConformanceError, check_solver, parametrize_with_checks
 from .adjoint.contract import Capabilities, LinearSolver, Solution, Solver
 from .adjoint.engine import solve
+from .adjoint.error_bars import Estimate
+from .adjoint.estimate import (
+    SampledJacobian,
+    estimate_norm,
+    estimate_squared_norm,
+    estimate_trace,
+    sample_jacobian,
+)
 from .adjoint.implicit import implicit
-from .adjoint.neumann import NeumannSeries
-from .adjoint.path import neumann, one_step, truncated, unroll
+from .adjoint.path import NeumannSeries, neumann, one_step, reversible, truncated, unroll
 from .adjoint.policy import Policy, policy
 from .adjoint.record import Log, Record, record
 from .adjoint.registry import available_solvers, register, registered_solvers
-from .adjoint.reversible import reversible
 from .adjoint.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
 from .adjoint.sparse import CSR
 from .adjoint.status import (
@@ -46,15 +54,19 @@ __all__ = [
     "Capabilities",
     "Certificate",
     "CertificationError",
+    "Comparison",
     "ConformanceError",
     "CvxpyLayer",
+    "Estimate",
     "InputError",
+    "Iteration",
     "JacobianBound",
     "LinearSolver",
     "Log",
     "NeumannSeries",
     "Policy",
     "Record",
+    "SampledJacobian",
     "Solution",
     "Solver",
     "SolverBroken",
@@ -67,9 +79,13 @@ __all__ = [
     "certify",
     "check_solver",
     "clarabel",
+    "compare_gradients",
     "custom_fixed_point",
     "custom_root",
     "cvxpy",
+    "estimate_norm",
+    "estimate_squared_norm",
+    "estimate_trace",
     "implicit",
     "jacobian_bound",
     "krylov",
@@ -80,12 +96,15 @@ __all__ = [
     "parametrize_with_checks",
     "petsc",
     "policy",
+    "projection",
+    "prox",
     "record",
     "register",
     "registered_solvers",
     "reversible",
     "root_jvp",
     "root_vjp",
+    "sample_jacobian",
     "scs",
     "solve",
     "superlu",

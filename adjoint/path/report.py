@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .contract import Solution
-from .jax_compat import define_batching, define_jvp, host_primitive, in_front, zero_tangent
-from .policy import Policy
-from .status import Status
-from .tally import Tally
-from .trees import Tree
+from ..contract import Solution
+from ..jax_compat import define_batching, define_jvp, host_primitive, in_front, zero_tangent
+from ..policy import Policy
+from ..status import Status
+from ..tally import Tally
+from ..trees import Tree
 
 __all__ = ["report"]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linearize import DENSE_LIMIT
+from ..linearize import DENSE_LIMIT
 
 __all__ = ["INVERSES"]
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .contract import Capabilities, Solution, Solver
-from .operators import frobenius_norm
-from .status import InputError, Status
+from ..contract import Capabilities, Solution, Solver
+from ..inputs import whole_number
+from ..operators import frobenius_norm
+from ..status import InputError, Status
 
 __all__ = ["NeumannSeries"]
 
@@ -42,8 +43,7 @@ class NeumannSeries(Solver):
     capabilities = Capabilities(jacobian="matrix-free", iterative=True)
 
     def __post_init__(self):
-        if isinstance(self.terms, bool) or not isinstance(self.terms, int) or self.terms < 1:
-            raise InputError(f"terms={self.terms!r} must be a whole number, at least 1")
+        whole_number(self.terms, "terms")
         if not 0 <= self.rtol < 1:
             raise InputError(f"rtol={self.rtol!r} must be at least 0 and below 1")
 

@@ -29,9 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .engine import as_leaves
-from .inverse import INVERSES
-from .jax_compat import (
+from ..engine import as_leaves
+from ..jax_compat import (
     define_batching,
     define_jvp,
     define_transpose,
@@ -39,11 +38,12 @@ from .jax_compat import (
     is_zero,
     jax_primitive,
 )
-from .path import Step, iterate, start
-from .policy import Policy, current_policy
+from ..policy import Policy, current_policy
+from ..status import InputError
+from ..trees import Tree
+from .inverse import INVERSES
 from .report import report
-from .status import InputError
-from .trees import Tree
+from .unrolled import Step, iterate, start
 
 __all__ = ["reversible"]
 
