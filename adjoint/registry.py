@@ -22,6 +22,7 @@ _EXTRAS = {  # library: the extra that installs it
     "cvxpy": "convex",
     "qdldl": "convex",
     "petsc4py": "petsc",
+    "sklearn": "isotonic",
 }
 
 

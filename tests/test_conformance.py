@@ -21,7 +21,7 @@ from backsolve.wrappers.petsc.ksp import KSP
 from backsolve.wrappers.petsc.snes import SNES
 from backsolve.wrappers.superlu import SuperLU
 
-EXPECTED = {"clarabel", "osqp", "krylov", "lapack", "lapack.lstsq", "superlu"}
+EXPECTED = {"clarabel", "isotonic", "osqp", "krylov", "lapack", "lapack.lstsq", "superlu"}
 PETSC = {"petsc.ksp", "petsc.snes"}  # absent from some environments
 CONIC = {"scs", "clarabel-conic"}  # nothing without a cone: their own tests give them some
 

@@ -10,6 +10,7 @@ from . import lapack as lapack
 from . import osqp as osqp
 from . import petsc as petsc
 from . import scs as scs
+from . import sklearn as sklearn
 from . import sparsity as sparsity
 from . import superlu as superlu
 
@@ -21,6 +22,7 @@ __all__ = [
     "osqp",
     "petsc",
     "scs",
+    "sklearn",
     "sparsity",
     "superlu",
 ]
