@@ -58,7 +58,7 @@ def test_the_table_shown_is_the_table_printed(readme, capsys):
     sources = list(blocks("python"))
     run(sources[0], readme)
     run(next(source for source in sources if "print(log)" in source), readme)
-    (shown,) = blocks("text")
+    shown = next(blocks("text"))
     assert words(shown) == words(capsys.readouterr().out)
 
 
@@ -74,3 +74,13 @@ def test_the_petsc_diffs_are_taken_from_the_example():
 def test_files_named_in_the_readme_exist():
     for path in re.findall(r"\]\(([\w./]+)\)", TEXT):
         assert (README.parent / path).is_file(), path
+
+
+def test_the_comparison_shown_is_the_comparison_printed(readme, capsys):
+    sources = list(blocks("python"))
+    index = next(i for i, source in enumerate(sources) if "compare_gradients" in source)
+    for source in (sources[0], *(s for s in sources[:index] if "def objective" in s)):
+        run(source, readme)
+    run(sources[index], readme)
+    _, shown = blocks("text")
+    assert words(capsys.readouterr().out) == words(shown)

@@ -36,6 +36,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..floating import Floating
+from ..inputs import whole_number
 from ..path import neumann, one_step, reversible, truncated, unroll
 from ..policy import policy
 from ..status import InputError
@@ -100,14 +101,9 @@ def compare_gradients(
     """
     if not isinstance(problem, Iteration):
         raise InputError(f"problem must be an Iteration, found {type(problem).__name__}")
-    counts = {
-        "repeats": repeats,
-        "directions": directions,
-        "search": 1 if search is None else search,
-    }
-    for name, number in counts.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InputError(f"{name}={number!r} must be a whole number, at least 1")
+    whole_number(repeats, "repeats")
+    whole_number(directions, "directions")
+    whole_number(1 if search is None else search, "search")
     problem.check()
     params = Floating.of(problem.params)
     chosen = _chosen(methods, problem)
