@@ -17,6 +17,10 @@ OPTIONS = {
     "cvxpy_layer.py": "--steps=3",
     "mpc.py": "--steps=3",
     "optnet_sudoku.py": "--steps=3",
+    "dataset_distillation.py": "--steps=5",
+    "dictionary_learning.py": "--splits=1",
+    "deep_equilibrium.py": "--steps=5",
+    "physics_informed_ode.py": "--steps=5",
 }
 
 
