@@ -190,12 +190,14 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
         for j, lane in enumerate(lanes):
             λ = system.value[:, j]
             eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
+            # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
+            exact = transposed and not system.length[j]
             keep = tally.lane(
                 lane,
                 system.status[j],
                 primal=eta,
                 linear=system.linear_residual[j],
-                error=system.error(j, eta),
+                error=system.error(j, 0.0 if exact else eta),
                 weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
                 doubt=system.solution.doubt,
             )

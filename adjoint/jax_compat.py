@@ -88,7 +88,9 @@ def in_front(operands: Sequence[Any], axes: Sequence[int | None]) -> tuple[int, 
     """
     size = next(a.shape[d] for a, d in zip(operands, axes, strict=True) if d is not None)
     return size, [
-        a[None] if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(operands, axes, strict=True)
+        # An operand that is not batched may be a number of Python's still.
+        jnp.expand_dims(a, 0) if d is None else jnp.moveaxis(a, d, 0)
+        for a, d in zip(operands, axes, strict=True)
     ]
 
 

@@ -33,7 +33,8 @@ class Record:
         error_estimate: κ̂ · (η_primal + η_linear): relative error of this call's result.
         trusted: Whether a derivative's error estimate is within `gradient_tol`; None for a primal
             solve.
-        dual_weighted_residual: −λᵀF(x̂, θ): the error that an unconverged x̂ puts into the loss.
+        dual_weighted_residual: −λᵀF(x̂, θ): what the loss lacks because x̂ is not converged, to first
+            order L(x*) − L(x̂).
         reuse: Where the factorisation came from: `"new"`, `"ticket"`, `"content"`, or `""`.
         message: What the library said of how it ended, if it says anything.
         doubt: Why there may be no derivative, where more is known of it than errors.

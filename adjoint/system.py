@@ -59,10 +59,14 @@ class System:
         return column if self.defect.shape[1] == 1 else column.copy()
 
     def error(self, j: int, eta_primal: float = 0.0) -> float | None:
-        """Return the error estimate of column j; a zero v has none, whatever the condition."""
+        """Return the error estimate of column j.
+
+        A zero v solves its system exactly. But a zero r may be none at the point where F vanishes,
+        and so the share of the point stays.
+        """
         if self.conditioning is None:
             return None
-        return self.conditioning.error(self.eta[j], eta_primal) if self.length[j] else 0.0
+        return self.conditioning.error(self.eta[j] if self.length[j] else 0.0, eta_primal)
 
 
 # Whatever overflows shows in the results, which are all checked.
@@ -122,7 +126,8 @@ def solve_system(
                     status[j] = Status.NOT_SOLVED
         conditioning = None
         if Status.SUCCESS in status:
-            bound = max(ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))
+            bounds = (ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))
+            bound = max(1.0, *bounds)  # which none is below, but that of 0 = 0
             known = problem.policy, solver, operator, entry, bound
             if solver.capabilities.iterative and problem.policy.verdict != "full":
                 left = {} if tickets is None else _defects(norm, defect, eta, tickets, transposed)

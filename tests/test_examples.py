@@ -17,6 +17,8 @@ OPTIONS = {
     "cvxpy_layer.py": "--steps=3",
     "mpc.py": "--steps=3",
     "optnet_sudoku.py": "--steps=3",
+    "ridge_jacobian.py": "--iterations=100",
+    "packed_particles.py": "--starts=2 --particles=32 --steps=600",
     "dataset_distillation.py": "--steps=5",
     "dictionary_learning.py": "--splits=1",
     "deep_equilibrium.py": "--steps=5",
@@ -27,7 +29,7 @@ OPTIONS = {
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_example_prints_a_gradient_equal_to_finite_differences(path, tmp_path):
     drawing = path.name in OPTIONS
-    options = [OPTIONS[path.name], f"--output={tmp_path / 'plots'}"] if drawing else []
+    options = [*OPTIONS[path.name].split(), f"--output={tmp_path / 'plots'}"] if drawing else []
     result = subprocess.run(
         [sys.executable, "-W", "error", path, *options],
         cwd=tmp_path,

@@ -479,6 +479,28 @@ def test_a_point_that_is_no_root_raises_or_becomes_nan_when_asked():
     assert float(solver(1.0, 8.0)) == 1.0  # the value is the solver's own
 
 
+@pytest.mark.parametrize("solve", ["lapack", "krylov"])
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_zero_derivative_at_a_point_that_is_no_root_is_not_trusted(solve, jit):
+    def shifted(x, a):  # x = 1 / (1 − a); at x = 0 it seems not to depend on a
+        return x - 1.0 - a * x
+
+    solver = custom_root(shifted, solve=solve)(lambda x, a: x)
+    tangent = jax.jacfwd(lambda a: solver(jnp.zeros(3), a))
+    with pytest.warns(UntrustedGradientWarning, match="primal residual"):
+        slope = (jax.jit(tangent) if jit else tangent)(0.5)
+    np.testing.assert_array_equal(slope, np.zeros(3))
+
+
+def test_a_zero_derivative_at_a_root_is_trusted():
+    solver = custom_root(lambda x, a, b: x - a)(lambda x, a, b: a)
+    with backsolve.record() as log:
+        for transform in (jax.jacfwd, jax.jacrev):
+            slope = transform(lambda b: solver(None, jnp.ones(3), b))(2.0)
+            np.testing.assert_array_equal(slope, np.zeros(3))
+    assert log.trusted
+
+
 def test_in_a_batch_only_the_points_that_are_no_roots_are_not_trusted():
     solver = custom_root(cube, on_untrusted="nan")(lambda x, a: jnp.where(a > 5, 2.0, 1.0))
     gradients = jax.vmap(jax.grad(solver, 1), (None, 0))(1.0, np.array([8.0, 3.0, 1.0]))
