@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .floating import Floating
 from .inputs import check_function, whole_number
 from .jax_compat import is_traced
 from .policy import current_policy
@@ -127,23 +128,18 @@ def jacobian_bound(
         SolverError: If a linear solve fails, as where J is singular.
     """
     check_function(optimality_fun, "optimality_fun")
-    leaves, treedef = jax.tree.flatten(tuple(args))
-    if any(map(is_traced, (*leaves, *jax.tree.leaves(sol)))):
+    if any(map(is_traced, jax.tree.leaves((sol, tuple(args))))):
         raise InputError("jacobian_bound needs numbers: call it outside of jit, grad and vmap")
     whole_number(rounds, "rounds")
     policy = {"on_untrusted": "ignore", **policy}  # the bound itself is the judgement
     gradient_tol = current_policy(**policy).gradient_tol
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    floats = [i for i, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
-    sol = jax.tree.map(jnp.asarray, sol)
-    unknown, parameters = Tree.of(sol), Tree.of([leaves[i] for i in floats])
-    x, θ = unknown.pack(sol), parameters.pack([leaves[i] for i in floats])
+    sol, split = jax.tree.map(jnp.asarray, sol), Floating.of(tuple(args))
+    unknown, parameters = Tree.of(sol), Tree.of(split.θ)
+    x, θ = unknown.pack(sol), parameters.pack(split.θ)
 
     def F(x, θ):
-        values = list(leaves)
-        for i, leaf in zip(floats, parameters.unpack(θ), strict=True):
-            values[i] = leaf
-        return unknown.pack(optimality_fun(unknown.unpack(x), *treedef.unflatten(values)))
+        values = split.params(parameters.unpack(θ))
+        return unknown.pack(optimality_fun(unknown.unpack(x), *values))
 
     if jax.eval_shape(F, x, θ).shape != x.shape:
         raise InputError(

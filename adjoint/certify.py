@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks.directions import direction, inner, is_moving
+from .checks.directions import direction, inner
+from .floating import Floating, floating_outputs
 from .policy import policy
 from .record import Record, record
-from .status import BacksolveError, InputError, Status
+from .status import BacksolveError, Status
 
 __all__ = ["Certificate", "CertificationError", "Taylor", "certify"]
 
@@ -164,24 +165,13 @@ def certify(f: Callable[[Any], Any], params: Any, *, seed: int = 0) -> Certifica
     Raises:
         InputError: If θ or f(θ) has no floating leaf.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    moving = [i for i, leaf in enumerate(leaves) if is_moving(leaf)]
-    if not moving:
-        raise InputError("params has no floating leaf: there is nothing to differentiate by")
-    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    split = Floating.of(params)
+    outputs, θ = floating_outputs(f, split), split.θ
 
     def g(θ):
-        everything = list(leaves)
-        for i, leaf in zip(moving, θ, strict=True):
-            everything[i] = leaf
-        values = jax.tree.leaves(f(jax.tree.unflatten(treedef, everything)))
-        floating = [v for v in map(jnp.asarray, values) if jnp.issubdtype(v.dtype, jnp.floating)]
-        if not floating:
-            raise InputError("f(params) has no floating leaf: there is nothing to differentiate")
-        return jnp.concatenate([v.ravel() for v in floating])
+        return jnp.concatenate([y.ravel() for y in outputs(θ)])
 
     rng = np.random.default_rng(seed)
-    θ = [jnp.asarray(leaves[i]) for i in moving]
     v = [jnp.asarray(direction(rng, leaf), leaf.dtype) for leaf in θ]
     g(θ)  # raises as it would for the caller
     # The verdict is read from the records, so that it need be neither warning nor error; and along
@@ -196,7 +186,7 @@ def certify(f: Callable[[Any], Any], params: Any, *, seed: int = 0) -> Certifica
         log.wait((Jv, Jᵀu, x_dot, θ_bar))
         taylor = tuple(
             _taylor(g, θ, [w if j == i else jnp.zeros_like(w) for j, w in enumerate(v)], path)
-            for i, path in enumerate(f"params{paths[k]}" for k in moving)
+            for i, path in enumerate(f"params{path}" for path in split.paths)
         )
     eps = float(jnp.finfo(jnp.result_type(y, *θ)).eps)
     return Certificate(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from .aligned import aligned
 from .status import Status
 
 __all__ = ["Log", "Record", "record", "recording", "write"]
@@ -76,18 +77,7 @@ class Log(list):
     def __str__(self) -> str:
         head = ("solver", "direction", "status", "lanes", "iter", "primal res", "linear res")
         head += ("condition", "error est", "trusted", "-λᵀF", "factor", "ms")
-        rows = [head, *[_row(r) for r in self]]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        left = {0, 1, 2, 9, 11}
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in left else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join(lines)
+        return "\n".join(aligned(head, [_row(r) for r in self], left={0, 1, 2, 9, 11}))
 
 
 def _row(r: Record) -> tuple[str, ...]:

@@ -111,7 +111,10 @@ def kl(x: Any, gradient: Any, stepsize: float, hyperparams_proj: Any = None) -> 
     same zeros, and of all only if no gᵢ at a zero is below those of the others, which nothing
     checks here. Where it is above, the derivative is right, and zero in that entry. Where it is
     the same, at a kink, ∂F/∂x is singular, which is reported; there `projected_gradient` has the
-    derivative of one side.
+    derivative of one side. It also is the better residual where mirror descent was stopped early:
+    an entry on its way to zero makes F as small as itself, and J and ∂F/∂θ change much until it is
+    there, of which the verdict knows nothing. A larger η, up to where the exponentials of
+    neighbours differ by much, conditions ∂F/∂x better.
 
     "Mirror descent and nonlinear projected subgradient methods for convex optimization", A. Beck
     and M. Teboulle, Operations Research Letters 31 (2003).

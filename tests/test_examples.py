@@ -19,6 +19,7 @@ OPTIONS = {
     "optnet_sudoku.py": "--steps=3",
     "ridge_jacobian.py": "--iterations=100",
     "packed_particles.py": "--starts=2 --particles=32 --steps=600",
+    "multiclass_svm.py": "--quick",
     "dataset_distillation.py": "--steps=5",
     "dictionary_learning.py": "--splits=1",
     "deep_equilibrium.py": "--steps=5",

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from ..aligned import aligned
 from ..status import InputError
 
 __all__ = ["Comparison", "Row", "in_one_line"]
@@ -77,17 +78,7 @@ class Comparison:
 
     def __str__(self) -> str:
         head = ("method", "error", "trusted", "ms", "compile s", "memory", "")
-        rows = [head, *[_cells(row) for row in self.rows]]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        left = {0, 2, 6}
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i in left else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * w for w in widths[:-1]))
+        lines = aligned(head, [_cells(row) for row in self.rows], left={0, 2, 6})
         lines.append(f"error: of the gradient, relative to {self.about}")
         if self.iterate_error is not None:
             lines.append(f"x_K is off the solution by {self.iterate_error:.1e}")

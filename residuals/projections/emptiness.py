@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from backsolve.adjoint.jax_compat import is_traced
 from backsolve.adjoint.status import InputError
-
-from ...adjoint.jax_compat import is_traced
 
 __all__ = ["one_if_nonempty", "without_derivative"]
 
