@@ -23,6 +23,8 @@ OPTIONS = {
     "dataset_distillation.py": "--steps=5",
     "dictionary_learning.py": "--splits=1",
     "deep_equilibrium.py": "--steps=5",
+    "learned_conjugate_gradient.py": "--steps=5",
+    "learned_preconditioner.py": "--steps=3",
     "physics_informed_ode.py": "--steps=5",
 }
 

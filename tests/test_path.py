@@ -24,6 +24,8 @@ from backsolve import (
     unroll,
 )
 
+pytestmark = pytest.mark.jax_versions  # primitives of our own, and custom derivatives
+
 RNG = np.random.default_rng(5)
 N = 4
 W = 0.3 * RNG.standard_normal((N, N))
