@@ -120,7 +120,7 @@ def custom_root(
             init, fixed, named = jax.tree.map(_stopped, (init_params, args, kwargs))
             result = solver(init, *fixed, **named)
             x = result[0] if has_aux else result
-            implicit = _solver(optimality_fun, x, solve, solver)
+            implicit = _solver(optimality_fun, x, solve, _Named(_name(solver)))
             x = attach(implicit, x, ((), args, kwargs), **policy)
             return _with_solution(result, x) if has_aux else x
 
@@ -142,6 +142,17 @@ def custom_root(
 
 
 @dataclass(frozen=True)
+class _Named:
+    """A JAX solver by its name: the derivative is the same whoever solved, and compiled once."""
+
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class _HostSolver:
     """The decorated solver as `function(init, args, kwargs)`."""
 
@@ -149,10 +160,14 @@ class _HostSolver:
 
     @property
     def __name__(self) -> str:
-        return getattr(self.solver, "__name__", "solver")
+        return _name(self.solver)
 
     def __call__(self, init: Any, args: Any, kwargs: Any) -> Any:
         return self.solver(init, *args, **kwargs)
+
+
+def _name(solver: Callable) -> str:
+    return getattr(solver, "__name__", "solver")
 
 
 def _needs_host(solver: Callable, init: Any, args: Any, kwargs: Any) -> bool:

@@ -71,9 +71,22 @@ def test_the_petsc_diffs_are_taken_from_the_example():
         assert line[1:].strip() in example
 
 
-def test_files_named_in_the_readme_exist():
-    for path in re.findall(r"\]\(([\w./]+)\)", TEXT):
-        assert (README.parent / path).is_file(), path
+@pytest.mark.parametrize("page", [README, README.parent / "examples/README.md"], ids=str)
+def test_files_named_in_a_readme_exist(page):
+    named = re.findall(r"\]\(([\w./]+)\)", page.read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for path in named:
+        assert (page.parent / path).is_file(), path
+
+
+def test_every_example_and_every_plot_is_named_in_their_readme():
+    examples = README.parent / "examples"
+    text = (examples / "README.md").read_text(encoding="utf-8")
+    for script in examples.glob("*.py"):
+        assert f"({script.name})" in text, script.name
+    shown = text + TEXT
+    for plot in (examples / "images").iterdir():
+        assert f"images/{plot.name})" in shown, plot.name
 
 
 def test_the_comparison_shown_is_the_comparison_printed(readme, capsys):

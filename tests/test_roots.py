@@ -21,6 +21,7 @@ from backsolve import (
     root_jvp,
     root_vjp,
 )
+from backsolve.adjoint.problem import make_problem
 
 RNG = np.random.default_rng(31)
 X = RNG.standard_normal((20, 3)) @ np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.2, 0.0, 1.0]])
@@ -80,6 +81,16 @@ def test_the_derivative_does_not_come_from_the_path_of_the_solver():
     solver = custom_root(F)(lambda init, lam, X, y: jax.lax.stop_gradient(ridge(None, lam, X, y)))
     gradient = jax.grad(lambda lam: solver(None, lam, X, Y).sum())(LAM)
     np.testing.assert_allclose(gradient, dw_of(LAM).sum(), rtol=1e-10)
+
+
+def test_another_solver_of_the_same_equation_compiles_no_other_derivative():
+    def slope(solver):
+        return jax.grad(lambda lam: jnp.sum(custom_root(F)(solver)(None, lam, X, Y)))(LAM)
+
+    slope(lambda *θ: ridge(*θ))
+    before = make_problem.cache_info().misses
+    np.testing.assert_allclose(slope(lambda *θ: 1.0 * ridge(*θ)), dw_of(LAM).sum(), rtol=1e-10)
+    assert make_problem.cache_info().misses == before
 
 
 def test_the_start_has_no_derivative():

@@ -55,8 +55,8 @@ def reversible(
 
     An iteration that contracts forgets where it came from: each step back magnifies rounding by
     1 / σ_min(A). The adjoint of a path that cannot be followed back is an error
-    (`Status.NOT_REVERSIBLE`, by `on_failure`); what is reconstructed to less than `gradient_tol`
-    is untrusted. The tangent follows the path forward, and has no such trouble.
+    (`Status.NOT_REVERSIBLE`, by `on_failure`); if x₀ is found again less exactly than
+    `gradient_tol`, it is untrusted. The tangent follows the path forward, and has no such trouble.
 
     Args:
         step: `f(x, params)` in JAX, of the structure, shapes and types of x.
