@@ -73,8 +73,9 @@ def _axes(full_output: bool) -> Any:
 
 
 def _stats(ticket: Any) -> dict[str, jax.Array]:
+    residual = lax.bitcast_convert_type(ticket[..., 2], jnp.float32)
     return {
-        "residual": lax.bitcast_convert_type(ticket[..., 2], jnp.float32),
+        "residual": jnp.where(residual < 0, jnp.nan, residual),  # of none, if it was withheld
         "iterations": ticket[..., 3].astype(jnp.int32),
     }
 

@@ -96,6 +96,8 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
             entry = _keep_state(problem, solution, θs[lane])
         tally.system(None, solution, "" if entry is None else "new")
         keep = tally.lane(lane, ended, primal=relative, doubt=solution.doubt)
+        if ended is Status.SUCCESS and not keep:
+            relative = Ticket.withheld
         values[lane] = value if keep else np.nan
         status[lane] = ended
         store.issue(tickets[lane], entry, F, relative, iterations_of(solution))
@@ -190,16 +192,22 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
         for j, lane in enumerate(lanes):
             λ = system.value[:, j]
             eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
+            ended, doubt = system.status[j], system.solution.doubt
+            withheld = (
+                Ticket.residual(tags[j]) == Ticket.withheld and problem.policy.on_untrusted == "nan"
+            )
+            if withheld and ended is Status.NONFINITE_INPUT:
+                ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
             # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
             exact = transposed and not system.length[j]
             keep = tally.lane(
                 lane,
-                system.status[j],
+                ended,
                 primal=eta,
                 linear=system.linear_residual[j],
                 error=system.error(j, 0.0 if exact else eta),
                 weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
-                doubt=system.solution.doubt,
+                doubt=doubt,
             )
             if not keep:
                 λ[:] = np.nan

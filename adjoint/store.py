@@ -77,6 +77,8 @@ class Ticket:
     """
 
     size = 4
+    # The residual of a solution in doubt, in whose place the policy returned NaN: no failure.
+    withheld = -1.0
     _layout = struct.Struct("=IIfI")
 
     @classmethod

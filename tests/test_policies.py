@@ -107,6 +107,21 @@ def test_ignore_is_silent(mode, way, direction):
 
 
 @both_modes
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd], ids=["grad", "jacfwd"])
+def test_a_solution_in_doubt_becomes_nan_and_so_does_its_derivative(mode, transform):
+    def rounded(θ):
+        return Solution(np.sqrt(θ), doubt="rounded" if θ > 3 else "")
+
+    root = backsolve.implicit(rounded, residual=lambda x, θ: x**2 - θ, like=1.0)
+    with backsolve.policy(on_untrusted="nan"), backsolve.record() as log:
+        assert np.isnan(mode(root)(4.0))
+        assert np.isnan(log.wait(mode(transform(root))(4.0)))
+        np.testing.assert_allclose(mode(transform(root))(1.0), 0.5)
+    assert log[2].direction != "primal"
+    assert log[2].trusted is False
+
+
+@both_modes
 def test_in_a_batch_only_untrusted_lanes_become_nan(mode):
     matrices = np.stack([GOOD, ILL, 2 * GOOD.T])
 
