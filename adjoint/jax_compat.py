@@ -5,7 +5,6 @@ Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repai
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -333,9 +332,12 @@ class NestedFunction:
         with self._lock:
             if key in self._warm:
                 return
-            # Compiled is what it is for: a solve inside may well fail at zeros.
-            with contextlib.suppress(SolverError, jax.errors.JaxRuntimeError):
+            try:
                 self.in_fresh_thread(*[np.zeros(a.shape, a.dtype) for a in avals])
+            except (SolverError, jax.errors.JaxRuntimeError) as error:
+                # Compiled is what it is for: a solve inside may well fail at zeros.
+                if SolverError.__name__ not in f"{type(error).__name__}: {error}":
+                    raise
             self._warm.add(key)
 
     def in_fresh_thread(self, *arrays: np.ndarray) -> Any:

@@ -69,8 +69,11 @@ def quadratic_program(
         return stationarity, z - _smooth_projection(z + y, l, u, smoothing)
     # z − Π(z + y) by cases, with the derivative of one side where two meet: those of max and min
     # would be averaged, which is wrong for an equality without multiplier.
-    t = weights * y
-    held = jnp.where(z - l <= -t, z - l, jnp.where(u - z <= t, z - u, -y))
+    # Should the bounds of an equality move apart, it stays with the one that y pulls at.
+    t, equality = weights * y, l == u
+    lower = jnp.where(equality, y <= 0, z - l <= -t)
+    upper = equality | (u - z <= t)
+    held = jnp.where(lower, z - l, jnp.where(upper, z - u, -y))
     # A failed solve leaves NaN: its derivatives in l and u must be NaN too, and not zero.
     return stationarity, jnp.where(jnp.isnan(z + t), z - l + z - u, held)
 

@@ -483,3 +483,13 @@ def test_a_value_that_is_not_what_was_declared_is_never_returned(value):
 def test_a_nonsensical_count_of_iterations_does_no_harm(iterations):
     f = implicit(lambda b: Solution(np.cbrt(b), stats={"iterations": iterations}), cube, like=B)
     np.testing.assert_allclose(f(B), np.cbrt(B))
+
+
+def test_a_residual_may_hold_a_solve_that_fails_at_zero():
+    # Functions are compiled by a call with zeros, where this matrix is singular.
+    def F(x, θ):
+        return backsolve.lapack.solve(jnp.diag(x), θ) - x
+
+    root = backsolve.implicit(np.sqrt, residual=F, like=np.ones(2))
+    slope = jax.jit(jax.jacobian(root))(np.array([4.0, 9.0]))
+    np.testing.assert_allclose(slope, np.diag([1 / 4, 1 / 6]), rtol=1e-12)

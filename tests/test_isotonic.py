@@ -440,3 +440,14 @@ def test_an_absent_scikit_learn_is_named_with_the_way_to_install_it(in_fresh_pro
         assert kind == "SolverNotFound", case
         assert message == "sklearn is not installed: pip install 'backsolve[isotonic]'", case
     assert result["lasso"] == [0.0, 2.0, 1.0]  # what needs no library works
+
+
+@pytest.mark.parametrize("y", [[0.3, -1.0], [2.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+def test_between_equal_bounds_nothing_but_the_bounds_moves(y):
+    y = jnp.array(y)
+    with backsolve.record() as log:
+        by_y = log.wait(jax.jacrev(lambda y: projection.isotonic_l2_pav(y, 1.0, 1.0))(y))
+        by_bounds = log.wait(jax.jacrev(lambda u: projection.isotonic_l2_pav(y, u, u))(1.0))
+    np.testing.assert_array_equal(by_y, np.zeros((2, 2)))
+    np.testing.assert_array_equal(by_bounds, [1.0, 1.0])
+    assert log.trusted

@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 
-from backsolve import CSR, custom_root, implicit
+from backsolve import CSR, clarabel, custom_root, implicit, osqp
 from backsolve.residuals import constrained, quadratic_program
 
 
@@ -196,3 +196,12 @@ def test_unknowns_may_be_pytrees():
 def test_equal_functions_give_equal_conditions():
     assert constrained(f, G) == constrained(f, G) and hash(constrained(f)) == hash(constrained(f))
     assert constrained(f, G) != constrained(f, None, G)
+
+
+@pytest.mark.parametrize("pull", [1.99038184, -1.99038184, 3e-7, -2e5])
+@pytest.mark.parametrize("solve", [osqp.solve, clarabel.solve])
+def test_bounds_that_meet_and_part_leave_x_at_the_one_it_is_pulled_to(solve, pull):
+    def x(t):
+        return solve(2 * np.eye(1), np.array([pull]), np.eye(1), -t * np.ones(1), t * np.ones(1)).x
+
+    np.testing.assert_allclose(jax.jacrev(x)(0.0), [-np.sign(pull)])

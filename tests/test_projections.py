@@ -638,3 +638,25 @@ def test_signatures_are_those_of_jaxopt():
         parameters = inspect.signature(getattr(onto, name)).parameters.values()
         found = [p.name + ("" if p.default is p.empty else f"={p.default}") for p in parameters]
         assert " ".join(found) == arguments
+
+
+def test_a_box_section_is_right_where_x_is_huge():
+    def section(x):
+        return onto.projection_box_section(x, (0.0, 1.0, 1.0, 1.0))
+
+    np.testing.assert_array_equal(section(jnp.array([1e17, 1e17])), [0.5, 0.5])
+    np.testing.assert_array_equal(section(jnp.array([1e17, 1e17 + 64, -1e17])), [0.0, 1.0, 0.0])
+    half = np.array([[0.5, -0.5], [-0.5, 0.5]])
+    np.testing.assert_array_equal(jax.jacrev(section)(jnp.array([1e17, 1e17])), half)
+
+
+@pytest.mark.parametrize("value", [0.3, 1.0, 1.3])
+def test_a_vertex_of_the_simplex_does_not_move(value):
+    # Where one entry has it all, rounding must not count others as its support.
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((500, 4))
+    P = jax.vmap(onto.projection_simplex, (0, None))(X, value)
+    J = jax.vmap(jax.jacobian(onto.projection_simplex), (0, None))(X, value)
+    vertex = np.sum(P > 0, axis=1) == 1
+    assert vertex.sum() > 50
+    np.testing.assert_array_equal(J[vertex], np.zeros((vertex.sum(), 4, 4)))

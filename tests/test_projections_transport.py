@@ -314,3 +314,16 @@ def test_what_cannot_be_found_is_nan(name):
     assert jnp.isnan(f(jnp.ones((2, 2)), (halves * jnp.nan, halves))).all()
     # All of the first column, and none of the second, is forbidden.
     assert jnp.isnan(f(jnp.array([[-jnp.inf, 0.0], [-jnp.inf, 0.0]]), (halves, halves))).all()
+
+
+@pytest.mark.parametrize("f", [onto.projection_birkhoff, onto.kl_projection_birkhoff])
+def test_forbidden_entries_may_leave_parts_that_have_nothing_to_do_with_each_other(f):
+    S = np.random.default_rng(8).standard_normal((20, 3, 3))
+    S[:, :2, 2] = S[:, 2, :2] = -np.inf
+    P, parts = jax.vmap(f)(S), jax.vmap(f)(S[:, :2, :2])
+    np.testing.assert_allclose(P[:, :2, :2], parts, atol=1e-12)
+    np.testing.assert_allclose(P[:, 2], np.tile([0.0, 0.0, 1.0], (20, 1)), atol=1e-12)
+    slope = jax.vmap(jax.jacobian(lambda A: f(jnp.asarray(S[0]).at[:2, :2].set(A))[:2, :2]))
+    np.testing.assert_allclose(
+        slope(S[:, :2, :2]), jax.vmap(jax.jacobian(f))(S[:, :2, :2]), atol=1e-12
+    )

@@ -481,3 +481,20 @@ def test_wrong_arguments_are_named(call, message):
 def test_all_names_are_there():
     assert set(pure.__all__) < set(prox.__all__)
     assert all(callable(getattr(prox, name)) for name in prox.__all__)
+
+
+@pytest.mark.parametrize("x", [[-1.0, -2.0], [0.0, -2.0], [-1.0, 0.0]])
+def test_what_is_cut_off_does_not_move_with_the_weight_of_its_group(x):
+    x = jnp.array(x)
+    slope = jax.jacfwd(lambda t: prox.prox_non_negative_group_lasso(x, t))(0.0)
+    assert not np.any(np.asarray(slope)[np.asarray(x) < 0])
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_a_weight_of_zero_is_where_the_total_variation_begins(scale):
+    # There the bounds of the dual problem are equal, and move apart.
+    for x in scale * np.random.default_rng(4).standard_normal((10, 6)):
+        slope = jax.jacrev(lambda t, x=x: prox.prox_total_variation(x, t))(0.0)
+        sign = np.sign(np.diff(x))
+        np.testing.assert_allclose(slope, np.diff(sign, prepend=0, append=0), atol=1e-9)

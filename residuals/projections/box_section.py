@@ -105,7 +105,16 @@ def _derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[An
 
 
 def _solve(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ...]:
-    """Return p, τ, which entries are free by τ, and which of the others are at α."""
+    """Return p, τ, which entries are free by τ, and which of the others are at α.
+
+    x may be much larger than p, and its rounding too: p is that of x + τ w as well.
+    """
+    _, τ, _, _ = _solve_once(x, α, β, w, c)
+    p, more, free, low = _solve_once(x + τ * w, α, β, w, c)
+    return p, τ + more, free, low
+
+
+def _solve_once(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ...]:
     level = w == 0
     slope = jnp.where(level, 1.0, w)
     first, last = (α - x) / slope, (β - x) / slope
@@ -144,6 +153,8 @@ def _solve(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ...]:
     ends = jnp.where(before, least, most)
     τ = (c - jnp.sum(jnp.where(rising, w * x, ends))) / square
     τ = τ + (c - jnp.sum(jnp.where(rising, w * (x + τ * w), ends))) / square
+    near = jnp.where(jnp.isfinite(start), start, jnp.where(jnp.isfinite(end), end, 0.0))
+    τ = jnp.where(jnp.any(rising), τ, near)
     free = jnp.where(level, (α < x) & (x < β), rising)
     low = jnp.where(level, x <= α, before == (w > 0))
     p = jnp.where(free, jnp.clip(x + τ * w, α, β), jnp.where(low, α, β))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["connected"]
+__all__ = ["connected", "parts"]
 
 
 def connected(M: jax.Array, slack: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def connected(M: jax.Array, slack: jax.Array) -> jax.Array:
     # P = 0 altogether: there are then rows and columns alone.
     M = jnp.where(jnp.any(M), M, jnp.arange(m * n).reshape(m, n) == jnp.argmin(slack))
     slack = jnp.where(M, 0.0, slack)
-    rows, columns = _parts(M)
+    rows, columns = parts(M)
     first = columns[jnp.argmax(jnp.any(M, axis=0))]
 
     def reach(state):
@@ -37,11 +37,14 @@ def connected(M: jax.Array, slack: jax.Array) -> jax.Array:
         # From columns not yet reached, v is inf.
         distance = jnp.where(reached[:, None], jnp.inf, v + slack)
         nearest = jnp.argmin(distance)
-        i = nearest // n
         d = distance.reshape(-1)[nearest]
+        joins = jnp.isfinite(d)  # or S = −inf lies between, and the next part has its own zero
+        i = jnp.where(joins, nearest // n, jnp.argmin(reached))
+        d = jnp.where(joins, d, 0.0)
         new = (rows == rows[i]) & ~reached
         u, v = jnp.where(new, d, u), jnp.where(columns == rows[i], d, v)
-        return joined.at[i, nearest % n].set(True), u, v, reached | new, k + 1
+        joined = joined.at[i, nearest % n].set(joins | joined[i, nearest % n])
+        return joined, u, v, reached | new, k + 1
 
     u = jnp.where(rows == first, 0.0, jnp.inf).astype(slack.dtype)
     v = jnp.where(columns == first, 0.0, jnp.inf).astype(slack.dtype)
@@ -51,10 +54,10 @@ def connected(M: jax.Array, slack: jax.Array) -> jax.Array:
     # Columns without support, whose sum is 0, are reached from rows.
     nearest = jnp.argmax(u[:, None] - slack, axis=0)
     alone = ~jnp.any(M, axis=0)
-    return joined | (alone & (jnp.arange(m)[:, None] == nearest))
+    return joined | (alone & (jnp.arange(m)[:, None] == nearest) & jnp.isfinite(slack))
 
 
-def _parts(M: jax.Array) -> tuple[Any, Any]:
+def parts(M: jax.Array) -> tuple[Any, Any]:
     """Return the least row of the part that each row and each column is in; m if in none."""
     m, _ = M.shape
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .connected import connected
+from .connected import connected, parts
 from .marginals import balanced, centred, checked, ones_of_square
 from .simplex import threshold
 
@@ -112,14 +112,18 @@ def _derivative(
 
 
 def _onto_sums(M: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
-    """Return the least matrix on the connected support M with row sums r and column sums c.
+    """Return the least matrix on the support M with row sums r and column sums c.
 
-    It is M ⊙ (u 1ᵀ + 1 vᵀ), and (u, v) + κ (1, −1) gives the same one.
+    It is M ⊙ (u 1ᵀ + 1 vᵀ), and in each part of M (u, v) + κ (1, −1) gives the same one.
     """
     m, n = M.shape
     free = jnp.concatenate([jnp.ones(m, M.dtype), -jnp.ones(n, M.dtype)])
+    rows, columns = parts(M > 0)
+    # A column without support is a part of its own.
+    part = jnp.concatenate([rows, jnp.where(columns == m, m + jnp.arange(n), columns)])
     # Of the size of the diagonal, so that the condition is that of the Laplacian.
-    L = _laplacian(M) + jnp.outer(free, free) * (jnp.sum(M) / (m + n) ** 2)
+    gauge = jnp.where(part[:, None] == part, jnp.outer(free, free), 0.0)
+    L = _laplacian(M) + gauge * (jnp.sum(M) / (m + n) ** 2)
     uv = jax.scipy.linalg.solve(L, jnp.concatenate([r, c]), assume_a="pos")
     return M * (uv[:m, None] + uv[m:])
 

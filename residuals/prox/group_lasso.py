@@ -38,7 +38,7 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     leaves, treedef = jax.tree.flatten(x)
     leaves = [floating(leaf, "x") for leaf in leaves]
     t = number(1.0 if l2reg is None else l2reg, "l2reg") * number(scaling, "scaling")
-    return jax.tree.unflatten(treedef, _shrunk(leaves, t))
+    return jax.tree.unflatten(treedef, _shrunk(leaves, t, [jnp.ones_like(u) for u in leaves]))
 
 
 def prox_non_negative_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
@@ -59,15 +59,16 @@ def prox_non_negative_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) 
     Raises:
         InputError: If l2reg or scaling is not one number.
     """
-    positive = jax.tree.map(lambda leaf: _positive(floating(leaf, "x")), x)
-    return prox_group_lasso(positive, l2reg, scaling)
+    leaves, treedef = jax.tree.flatten(x)
+    leaves = [floating(leaf, "x") for leaf in leaves]
+    t = number(1.0 if l2reg is None else l2reg, "l2reg") * number(scaling, "scaling")
+    positive = [cut(u, jnp.zeros_like(u)) for u in leaves]
+    free = [jnp.where(u < 0, 0.0, jnp.ones_like(u)) for u in leaves]
+    return jax.tree.unflatten(treedef, _shrunk(positive, t, free))
 
 
-def _positive(u: jax.Array) -> jax.Array:
-    return cut(u, jnp.zeros_like(u))
-
-
-def _shrunk(leaves: list[jax.Array], t: jax.Array) -> list[jax.Array]:
+def _shrunk(leaves: list[jax.Array], t: jax.Array, stand_in: list[jax.Array]) -> list[jax.Array]:
+    """Return `max(1 − t / ‖x‖, 0) x`; where x is zero, with derivatives as if by the stand-in."""
     dtype = jnp.result_type(*leaves) if leaves else t.dtype
     t = t.astype(dtype)
     largest = [jnp.max(jnp.abs(lax.stop_gradient(u)), initial=0.0).astype(dtype) for u in leaves]
@@ -75,8 +76,11 @@ def _shrunk(leaves: list[jax.Array], t: jax.Array) -> list[jax.Array]:
     zero = m == 0
     m = jnp.where(zero, 1.0, m)  # so that squares neither overflow nor vanish
     # Where x is zero a stand-in for it keeps what is not chosen finite.
-    away = [jnp.where(zero, 1.0, u / m.astype(u.dtype)) for u in leaves]
-    r = jnp.sqrt(sum((jnp.sum(a * a).astype(dtype) for a in away), jnp.zeros((), dtype)))
+    away = [
+        jnp.where(zero, s, u / m.astype(u.dtype)) for u, s in zip(leaves, stand_in, strict=True)
+    ]
+    square = sum((jnp.sum(a * a).astype(dtype) for a in away), jnp.zeros((), dtype))
+    r = jnp.sqrt(jnp.where(square > 0, square, 1.0))
     length = jnp.where(zero, 0.0, m * lax.stop_gradient(r))
     # At ‖x‖ = t the derivative is that of the side that moves: p = x where both are zero.
     inside, step = length < t, t / r

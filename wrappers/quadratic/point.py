@@ -66,8 +66,10 @@ class Point:
         length = _largest(self.x) or 1.0
         pull = max(_largest(self.program.q), _largest(rows * self.y)) or 1.0
         t = rows**2 * (length / pull) * self.y
-        lower = self.z - self.program.l <= -t
-        return Activity(lower, (self.program.u - self.z <= t) & ~lower)
+        # An equality is held whatever its y, whose sign says by which of its two bounds.
+        equality = self.program.equality
+        lower = np.where(equality, self.y <= 0, self.z - self.program.l <= -t)
+        return Activity(lower, (equality | (self.program.u - self.z <= t)) & ~lower)
 
     @property
     def F(self) -> np.ndarray:

@@ -60,7 +60,8 @@ def count_kinks(
 ) -> tuple[int, int]:
     """Return how many neighbouring blocks are equal, and how many blocks are at a bound by chance.
 
-    Both but for rounding. What is beyond the same bound does not count: it is held there.
+    Both but for rounding. What is beyond the same bound does not count: it is held there; and
+    between equal bounds there is no room for either.
 
     Args:
         starts: `(n,) bool`, the first True.
@@ -69,6 +70,8 @@ def count_kinks(
         low: Lower bound.
         high: Upper bound.
     """
+    if low == high:
+        return 0, 0
     first = np.flatnonzero(starts)
     weight = np.add.reduceat(w, first)
     mean = np.add.reduceat(w * y, first) / weight
@@ -78,6 +81,6 @@ def count_kinks(
     equal &= ~(below[1:] & below[:-1]) & ~(above[1:] & above[:-1])
     by_chance = np.zeros(mean.size, bool)
     for bound in (low, high):
-        if np.isfinite(bound) and low < high:
+        if np.isfinite(bound):
             by_chance |= np.abs(mean - bound) <= noise + _ROUNDING * abs(bound)
     return int(equal.sum()), int(by_chance.sum())

@@ -131,8 +131,9 @@ class IsotonicRegression(Solver):
         x, starts = x
         y, w, low, high = params
         mean = block_means(starts, y, w)
-        # At a bound by chance the derivative is that of the inner side.
+        # At a bound by chance the derivative is that of the inner side, if there is one.
         bounded = jnp.where(mean < low, low, jnp.where(mean > high, high, mean))
+        bounded = jnp.where(low == high, jnp.where(mean < low, low, high), bounded)
         # A failed solve leaves NaN: its derivatives must be NaN too, and not zero.
         bounded = jnp.where(jnp.isnan(x), mean + low + high, bounded)
         return x - bounded, starts - (starts > 0.5)
