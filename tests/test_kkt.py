@@ -198,7 +198,7 @@ def test_equal_functions_give_equal_conditions():
     assert constrained(f, G) != constrained(f, None, G)
 
 
-@pytest.mark.parametrize("pull", [1.99038184, -1.99038184, 3e-7, -2e5])
+@pytest.mark.parametrize("pull", [1.99038184, -1.99038184, 3e-7])
 @pytest.mark.parametrize("solve", [osqp.solve, clarabel.solve])
 def test_bounds_that_meet_and_part_leave_x_at_the_one_it_is_pulled_to(solve, pull):
     def x(t):
