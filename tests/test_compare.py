@@ -420,7 +420,7 @@ def test_the_picture_of_a_comparison_can_be_drawn():
             r"residual must be shaped like x: found \(3,\)",
         ),
         (ridge(5, params=3), {}, "params has no floating leaf"),
-        (ridge(5, step=lambda w, θ: w[:3]), {}, "step must keep the shapes of x"),
+        (ridge(5, step=lambda w, θ: w[:3]), {}, r"shape \(3,\) where x has shape \(6,\)"),
         (ridge(-5), {}, "iterations=-5 must be an integer"),
     ],
 )

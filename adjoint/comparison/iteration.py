@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..inputs import check_function
 from ..path.unrolled import iterate, start
 from ..roots import custom_fixed_point, custom_root
 from ..status import InputError
@@ -46,10 +47,9 @@ class Iteration:
         Raises:
             InputError: If one is wrong.
         """
-        for name in ("loss", "residual"):
-            function = getattr(self, name)
-            if not callable(function) and not (name == "residual" and function is None):
-                raise InputError(f"{name} must be a function, found {type(function).__name__}")
+        check_function(self.loss, "loss")
+        if self.residual is not None:
+            check_function(self.residual, "residual")
         x0 = self.start()
         loss = jax.tree.leaves(jax.eval_shape(lambda x: self.loss_at(x, self.params), x0))
         shapes = [(leaf.shape, leaf.dtype) for leaf in loss]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..fixed_point import check_shape
 from ..inputs import check_function, whole_number
 from ..status import InputError
 
@@ -30,12 +31,7 @@ def start(step: Step, x0: Any, params: Any, iterations: Any) -> Any:
     x0 = jax.tree.map(jnp.asarray, x0)
     for _ in range(2):  # a step may turn whole numbers into floating ones, but only once
         x1 = jax.eval_shape(step, x0, params)
-        if jax.tree.structure(x1) != jax.tree.structure(x0):
-            found, expected = jax.tree.structure(x1), jax.tree.structure(x0)
-            raise InputError(f"step must return a pytree like x: found {found} for {expected}")
-        if jax.tree.map(jnp.shape, x1) != jax.tree.map(jnp.shape, x0):
-            found, expected = jax.tree.map(jnp.shape, x1), jax.tree.map(jnp.shape, x0)
-            raise InputError(f"step must keep the shapes of x: found {found} for {expected}")
+        check_shape(x1, x0, step)
         x0 = jax.tree.map(lambda a, like: a.astype(like.dtype), x0, x1)
     return x0
 

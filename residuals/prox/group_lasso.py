@@ -35,9 +35,7 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     Raises:
         InputError: If l2reg or scaling is not one number.
     """
-    leaves, treedef = jax.tree.flatten(x)
-    leaves = [floating(leaf, "x") for leaf in leaves]
-    t = number(1.0 if l2reg is None else l2reg, "l2reg") * number(scaling, "scaling")
+    leaves, treedef, t = _group(x, l2reg, scaling)
     return jax.tree.unflatten(treedef, _shrunk(leaves, t, [jnp.ones_like(u) for u in leaves]))
 
 
@@ -59,12 +57,17 @@ def prox_non_negative_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) 
     Raises:
         InputError: If l2reg or scaling is not one number.
     """
-    leaves, treedef = jax.tree.flatten(x)
-    leaves = [floating(leaf, "x") for leaf in leaves]
-    t = number(1.0 if l2reg is None else l2reg, "l2reg") * number(scaling, "scaling")
+    leaves, treedef, t = _group(x, l2reg, scaling)
     positive = [cut(u, jnp.zeros_like(u)) for u in leaves]
     free = [jnp.where(u < 0, 0.0, jnp.ones_like(u)) for u in leaves]
     return jax.tree.unflatten(treedef, _shrunk(positive, t, free))
+
+
+def _group(x: Any, l2reg: Any, scaling: Any) -> tuple[list[jax.Array], Any, jax.Array]:
+    """Return the leaves of x, what joins them again, and the weight of their length."""
+    leaves, treedef = jax.tree.flatten(x)
+    t = number(1.0 if l2reg is None else l2reg, "l2reg") * number(scaling, "scaling")
+    return [floating(leaf, "x") for leaf in leaves], treedef, t
 
 
 def _shrunk(leaves: list[jax.Array], t: jax.Array, stand_in: list[jax.Array]) -> list[jax.Array]:
