@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
+from .group import Group
 from .operators import Operator
 from .status import InputError, Status
 from .store import Entry
 
-__all__ = ["call", "checked"]
+__all__ = ["call", "checked", "probe"]
 
 
 def call(
@@ -23,8 +24,9 @@ def call(
     # The store's copy, not the operands themselves: a state may keep views of its Jacobian.
     J = operator.host(entry.operands)
     n, k = R.shape
+    group = operator.group
     if not solver.capabilities.multi_rhs:
-        return _column_by_column(solver, J, R, entry, transposed)
+        return _column_by_column(solver, group, J, R, entry, transposed)
     if entry.probe is not None:
         solution = checked(solver, J, R if k > 1 else R[:, 0], entry.state, transposed=transposed)
         solution.value = solution.value.reshape(n, k)
@@ -33,28 +35,28 @@ def call(
         # direct method that is nearly free, and unlike the given ones it excites every
         # singular direction (a b made as A x would hide the smallest).
         B = np.empty((n, k + 1), order="F")
-        B[:, :k], B[:, k] = R, _probe(n)
+        B[:, :k], B[:, k] = R, probe(n, group)
         solution = checked(solver, J, B, entry.state, transposed=transposed)
         solution.value, w = solution.value[:, :k], solution.value[:, k]
-        entry.probe = entry.norm * math.sqrt(float(w.dot(w)))  # type: ignore[operator]
+        entry.probe = entry.norm * math.sqrt(group.dot(w, w))  # type: ignore[operator]
     _keep_state(entry, solution)
     return solution
 
 
 @functools.lru_cache(maxsize=16)
-def _probe(n: int) -> np.ndarray:
+def probe(n: int, group: Group) -> np.ndarray:
     """Return a random vector of length one."""
-    z = np.random.default_rng(n).standard_normal(n)
-    return z / np.linalg.norm(z)
+    z = np.random.default_rng((n, group.rank)).standard_normal(n)
+    return z / group.norm(z)
 
 
 def _column_by_column(
-    solver: Solver, J: Any, R: np.ndarray, entry: Entry, transposed: bool
+    solver: Solver, group: Group, J: Any, R: np.ndarray, entry: Entry, transposed: bool
 ) -> Solution:
     V = np.zeros(R.shape, order="F")
     total, iterations = Solution(V), 0
     for v, r in zip(V.T, R.T, strict=True):
-        if not r.any():
+        if not group.some(r.any()):
             continue
         r = np.ascontiguousarray(r)
         solution = checked(solver, J, r, entry.state, transposed=transposed)

@@ -15,7 +15,7 @@ import numpy as np
 from .call import checked
 from .condition import inverse_norm
 from .contract import Solver
-from .operators import Operator, frobenius_norm
+from .operators import Operator
 from .policy import Policy
 from .status import Status
 from .store import Entry
@@ -72,7 +72,8 @@ def _estimate(solver: Solver, operator: Operator, entry: Entry) -> float | None:
             return np.zeros_like(r)
         return solution.value
 
-    estimate = inverse_norm(solve, operator.n) * entry.norm  # type: ignore[operator]
+    entry_size = operator.n - operator.group.carried
+    estimate = inverse_norm(solve, entry_size, group=operator.group) * entry.norm  # type: ignore[operator]
     return None if failed else estimate
 
 
@@ -100,7 +101,8 @@ def _magnification(
     policy: Policy, solver: Solver, operator: Operator, entry: Entry, bound: float, defect: Defect
 ) -> tuple[float, float]:
     """Return ‖J‖ ‖J⁻¹ d‖ / ‖d‖ of a defect, and the bound that it may raise."""
-    d, size, norm = defect.vector, frobenius_norm(defect.vector), entry.norm
+    size_of = operator.group.norm
+    d, size, norm = defect.vector, size_of(defect.vector), entry.norm
     if size == 0.0:
         return bound, bound
     J, side = operator.host(entry.operands), defect.transposed
@@ -111,12 +113,12 @@ def _magnification(
             return math.inf, bound
         e = e + correction
         left = d - operator.apply(entry.operands, e, transposed=side)
-        magnified = ratio(norm * frobenius_norm(e), size)  # type: ignore[operator]
+        magnified = ratio(norm * size_of(e), size)  # type: ignore[operator]
         if not math.isfinite(magnified):
             return math.inf, bound
         bound = max(bound, magnified)
         # The bound stands for what the correction leaves over.
-        magnification = magnified + bound * ratio(frobenius_norm(left), size)
+        magnification = magnified + bound * ratio(size_of(left), size)
         if magnification * defect.eta <= 0.1 * policy.gradient_tol:
             break
     return magnification, bound

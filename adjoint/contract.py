@@ -213,6 +213,21 @@ class Solver:
         """
         raise NotImplementedError
 
+    @property
+    def title(self) -> str:
+        """Its name, and what else must be the same on all processes of a group."""
+        return getattr(self, "name", type(self).__name__)
+
+    def on_device(self, operator: Operator, platform: str) -> Any:
+        """Return how it solves on JAX's own buffers, as an `OnDevice`; None if it cannot.
+
+        Args:
+            operator: How J acts.
+            platform: Where the buffers are: `"cpu"` or `"cuda"`.
+        """
+        del operator, platform
+        return None
+
     def overrides(self, name: str) -> bool:
         """Tell whether a subclass defines this optional method."""
         return getattr(type(self), name) is not getattr(Solver, name)
@@ -226,11 +241,11 @@ class LinearSolver(Solver):
 
     def operator(self, matrix: Any) -> Operator:
         """Return how A acts, given its shapes; the operands are the leaves of A."""
+        if hasattr(matrix, "operator"):  # a LinearMap
+            return matrix.operator
         m, n = matrix.shape
         if m != n:
             raise InputError(f"A must be square, found shape {(m, n)}")
-        if hasattr(matrix, "operator"):  # a LinearMap
-            return matrix.operator
         return Sparse(matrix.pattern) if isinstance(matrix, CSR) else Dense(n)
 
     def residual(self, x, params):

@@ -15,16 +15,15 @@ import numpy as np
 from .contract import Solution, as_solution, iterations_of
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
-from .operators import frobenius_norm
 from .problem import Problem, raised, residual_on_host
 from .sparse import CSR
 from .status import InputError, Status
 from .store import Entry, Ticket, store
-from .system import solve_system
+from .system import System, solve_system
 from .tally import Tally
 from .verdict import EPS, ratio
 
-__all__ = ["batch_shape", "linear_solve", "solve"]
+__all__ = ["batch_shape", "issue", "judge", "linear_solve", "solve"]
 
 
 def batch_shape(problem: Problem, params: Sequence[Any]) -> tuple[int, ...]:
@@ -47,15 +46,19 @@ def solve(*params: np.ndarray, problem: Problem) -> list[np.ndarray]:
     Returns:
         x `(*batch, n)`, the status `(*batch,) int32`, and the tickets `(*batch, 4) uint32`.
     """
-    batch, n = batch_shape(problem, params), problem.unknown.size
+    batch, carried = batch_shape(problem, params), problem.group.carried
     lanes = math.prod(batch)
-    x = np.empty((*batch, n))
+    x = np.empty((*batch, problem.unknown.size))
     status = np.empty(lanes, np.int32)
     tickets = np.empty((lanes, Ticket.size), np.uint32)
-    tally = Tally(problem.policy, problem.name, "primal")
     fill = _solve_linear if problem.is_linear else _solve_general
-    fill(problem, batch, [raised(a) for a in params], tally, x, status, tickets)
-    tally.close()
+    with problem.group.call(lambda: f"{problem.solver.title}: solve for {lanes}"):
+        tally = Tally(problem.policy, problem.name, "primal", problem.group)
+        own = x[..., : x.shape[-1] - carried]
+        fill(problem, batch, [raised(a) for a in params], tally, own, status, tickets)
+        tally.close()
+    if carried:  # the last leaf of θ ends with it
+        x[..., -carried:] = params[-1][..., -carried:]
     if x.dtype != problem.unknown.dtype:
         x = x.astype(problem.unknown.dtype)
     return [x, status.reshape(batch), tickets.reshape(*batch, Ticket.size)]
@@ -64,26 +67,38 @@ def solve(*params: np.ndarray, problem: Problem) -> list[np.ndarray]:
 def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
     """Solve `A x = b`; lanes that share A are columns of one system."""
     *operands, b = params
+    b = b[..., : x.shape[-1]]
     b = b if b.shape == x.shape else np.broadcast_to(b, x.shape)
     for index, lanes, J in each_system(batch, operands):
-        columns = b[index].reshape(-1, x.shape[-1]).T
+        columns = b[index].reshape(len(lanes), x.shape[-1]).T
         system = solve_system(problem, J, columns)
-        tally.system(system.conditioning, system.solution, system.reuse)
-        for j, lane in enumerate(lanes):
-            ended, eta = system.status[j], system.eta[j]
-            if not tally.lane(lane, ended, primal=eta, error=system.error(j)):
-                system.value[:, j] = np.nan
-            status[lane] = ended
-            # A failed solve leaves NaN: no derivative at it can be trusted.
-            relative = eta * system.norm if ended is Status.SUCCESS else np.nan
-            iterations = iterations_of(system.solution)
-            store.issue(tickets[lane], system.entry, system.residual(j), relative, iterations)
+        issue(system, lanes, tally, status, tickets)
         x[index] = system.value.T.reshape(x[index].shape)
+
+
+def issue(
+    system: System,
+    lanes: Sequence[int],
+    tally: Tally,
+    status: np.ndarray,
+    tickets: np.ndarray,
+) -> None:
+    """Account for the columns of a primal solve, and issue their tickets; failures become NaN."""
+    tally.system(system.conditioning, system.solution, system.reuse)
+    for j, lane in enumerate(lanes):
+        ended, eta = system.status[j], system.eta[j]
+        if not tally.lane(lane, ended, primal=eta, error=system.error(j)):
+            system.value[:, j] = np.nan
+        status[lane] = ended
+        # A failed solve leaves NaN: no derivative at it can be trusted.
+        relative = eta * system.norm if ended is Status.SUCCESS else np.nan
+        iterations = iterations_of(system.solution)
+        store.issue(tickets[lane], system.entry, system.residual(j), relative, iterations)
 
 
 def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
     """Solve lane by lane with the solver's own `solve`."""
-    values = x.reshape(-1, x.shape[-1])
+    values = x.reshape(math.prod(batch), x.shape[-1])
     θs = [θ for _, θ in each_lane(batch, params)]
     parallel = problem.solver.capabilities.parallel
     for lane, solution in enumerate(mapped(lambda θ: _call(problem, θ), θs, parallel=parallel)):
@@ -92,23 +107,22 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
         if ended is Status.SUCCESS:
             F = residual_on_host(problem, value, θs[lane])
             with np.errstate(over="ignore", invalid="ignore"):
-                relative = ratio(frobenius_norm(F), problem.solver.scale(value))
+                relative = ratio(problem.group.norm(F), problem.solver.scale(value))
             entry = _keep_state(problem, solution, θs[lane])
         tally.system(None, solution, "" if entry is None else "new")
         keep = tally.lane(lane, ended, primal=relative, doubt=solution.doubt)
         if ended is Status.SUCCESS and not keep:
             relative = Ticket.withheld
-        values[lane] = value if keep else np.nan
+        values[lane] = value[: x.shape[-1]] if keep else np.nan
         status[lane] = ended
         store.issue(tickets[lane], entry, F, relative, iterations_of(solution))
 
 
 def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
     """Call the library's `solve`, and let nothing but success pass for it."""
-    for array in θ:
-        # Infinite is a bound that is not there; NaN is nothing.
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            return Solution(np.nan, Status.NONFINITE_INPUT)
+    # Infinite is a bound that is not there; NaN is nothing.
+    if problem.group.some(any(a.dtype.kind == "f" and np.isnan(a).any() for a in θ)):
+        return Solution(np.nan, Status.NONFINITE_INPUT)
     try:
         solution = as_solution(problem.solver.solve(problem.params.unflatten(_copies(θ))))
     except np.linalg.LinAlgError:
@@ -120,7 +134,7 @@ def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
     if solution.status is not Status.SUCCESS:
         return solution
     solution.value = _vector(problem, solution.value)
-    if not np.isfinite(solution.value).all():
+    if not problem.group.every(np.isfinite(solution.value).all()):
         solution.status = Status.NONFINITE_OUTPUT
     return solution
 
@@ -179,46 +193,63 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
         v, shaped like r.
     """
     *operands, rhs, tickets = arrays
-    batch, n = rhs.shape[:-1], rhs.shape[-1]
+    batch, n = rhs.shape[:-1], rhs.shape[-1] - problem.group.carried
     r, v = raised(rhs), np.empty(rhs.shape)
+    own, v[..., n:] = v[..., :n], r[..., n:]
     if tickets.shape[:-1] != batch:
         tickets = np.broadcast_to(tickets, (*batch, Ticket.size))
     name = getattr(problem.linear, "name", type(problem.linear).__name__)
-    tally = Tally(problem.policy, name, "adjoint" if transposed else "tangent")
-    for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
-        columns, tags = r[index].reshape(-1, n).T, tickets[index].reshape(-1, Ticket.size)
-        system = solve_system(problem, J, columns, tags, transposed=transposed)
-        tally.system(system.conditioning, system.solution, system.reuse)
-        for j, lane in enumerate(lanes):
-            λ = system.value[:, j]
-            eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
-            ended, doubt = system.status[j], system.solution.doubt
-            withheld = (
-                Ticket.residual(tags[j]) == Ticket.withheld and problem.policy.on_untrusted == "nan"
-            )
-            if withheld and ended is Status.NONFINITE_INPUT:
-                ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
-            # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
-            exact = transposed and not system.length[j]
-            keep = tally.lane(
-                lane,
-                ended,
-                primal=eta,
-                linear=system.linear_residual[j],
-                error=system.error(j, 0.0 if exact else eta),
-                weighted=_dual_weighted_residual(tags[j], λ) if transposed else None,
-                doubt=doubt,
-            )
-            if not keep:
-                λ[:] = np.nan
-        v[index] = system.value.T.reshape(v[index].shape)
-    tally.close()
+    direction = "adjoint" if transposed else "tangent"
+    with problem.group.call(lambda: f"{problem.linear.title}: {direction} solve for {batch}"):
+        tally = Tally(problem.policy, name, direction, problem.group)
+        for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
+            columns = r[index][..., :n].reshape(len(lanes), n).T
+            tags = tickets[index].reshape(-1, Ticket.size)
+            system = solve_system(problem, J, columns, tags, transposed=transposed)
+            judge(problem, system, tags, lanes, tally, transposed)
+            own[index] = system.value.T.reshape(own[index].shape)
+        tally.close()
     return [v if v.dtype == rhs.dtype else v.astype(rhs.dtype)]
 
 
-def _dual_weighted_residual(ticket: np.ndarray, λ: np.ndarray) -> float | None:
+def judge(
+    problem: Problem,
+    system: System,
+    tags: np.ndarray,
+    lanes: Sequence[int],
+    tally: Tally,
+    transposed: bool,
+) -> None:
+    """Account for the columns of a linear solve; those that may not be handed out become NaN."""
+    tally.system(system.conditioning, system.solution, system.reuse)
+    for j, lane in enumerate(lanes):
+        λ = system.value[:, j]
+        eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
+        ended, doubt = system.status[j], system.solution.doubt
+        withheld = (
+            Ticket.residual(tags[j]) == Ticket.withheld and problem.policy.on_untrusted == "nan"
+        )
+        if withheld and ended is Status.NONFINITE_INPUT:
+            ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
+        # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
+        exact = transposed and not system.length[j]
+        keep = tally.lane(
+            lane,
+            ended,
+            primal=eta,
+            linear=system.linear_residual[j],
+            error=system.error(j, 0.0 if exact else eta),
+            weighted=_dual_weighted_residual(problem, tags[j], λ) if transposed else None,
+            doubt=doubt,
+        )
+        if not keep:
+            λ[:] = np.nan
+
+
+def _dual_weighted_residual(problem: Problem, ticket: np.ndarray, λ: np.ndarray) -> float | None:
     """Return −λᵀF(x̂, θ), if the solve that the ticket names is remembered."""
     F = store.residual(ticket)
-    if F is None or F.shape != λ.shape:  # forgotten, or a ticket that is not of this problem
-        return None
-    return -float(λ @ F)
+    known = F is not None and F.shape == λ.shape  # neither forgotten, nor of another problem
+    if problem.group.every(known) and F is not None:
+        return -problem.group.dot(λ, F)
+    return None

@@ -14,16 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import core, effects
 from jax.core import ShapedArray, Tracer
 from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .status import SolverError
+from .status import InputError, SolverError
 
 __all__ = [
     "NestedFunction",
+    "current_trace",
     "define_batching",
     "define_jvp",
     "define_transpose",
@@ -48,6 +50,12 @@ user_context = jax.make_user_context
 def is_traced(x: Any) -> bool:
     """Tell whether a value is known only to a trace."""
     return isinstance(x, Tracer)
+
+
+def current_trace() -> Any:
+    """Return the trace that is going on, which can be referred to weakly; None if there is none."""
+    trace = core.trace_ctx.trace
+    return None if isinstance(trace, core.EvalTrace) else trace
 
 
 def is_zero(tangent: Any) -> bool:
@@ -145,6 +153,33 @@ def _first_device():
     return jax.local_devices()[0]
 
 
+class _Collective(effects.Effect):
+    """That processes meet in a call: JAX keeps such calls, and their order in the program.
+
+    A token that is handed from call to call orders the solves, and the adjoint solves. But nothing
+    orders a tangent solve among the solves that come later, nor an adjoint solve among those that
+    no loss depends on; two processes then wait for each other in different calls. An effect orders
+    them all, under every transformation.
+    """
+
+    def __eq__(self, other):
+        return type(other) is _Collective
+
+    def __hash__(self):
+        return hash(_Collective)
+
+
+_COLLECTIVE = _Collective()
+for _allowed in (
+    effects.ordered_effects,
+    effects.lowerable_effects,
+    effects.control_flow_allowed_effects,
+    effects.custom_derivatives_allowed_effects,
+    effects.remat_allowed_effects,
+):
+    _allowed.add_type(_Collective)
+
+
 try:
     from jaxlib._jax import batched_device_put as _batched_device_put
 except ImportError:  # jaxlib has moved it: correct all the same, slower
@@ -152,7 +187,12 @@ except ImportError:  # jaxlib has moved it: correct all the same, slower
 
 
 def host_primitive(
-    name: str, host: Callable, abstract: Callable, *, prepare: Callable | None = None
+    name: str,
+    host: Callable,
+    abstract: Callable,
+    *,
+    prepare: Callable | None = None,
+    on_device: Callable | None = None,
 ) -> Primitive:
     """Make a primitive that is computed by a NumPy function on the host.
 
@@ -163,10 +203,13 @@ def host_primitive(
         abstract: `abstract(*avals, **params) -> sequence of ShapeDtypeStruct`.
         prepare: `prepare(**params)` builds and compiles what `host` will need: run at lowering and
             before an eager call, since nothing may be compiled inside a callback.
+        on_device: `on_device(platform, *avals, **params)` returns a callback of `buffer_callback`
+            that computes where the buffers are, or None if there is none for these.
 
     Returns:
-        The primitive. Params must hold `problem` with a `policy.crossing` of `"auto"`,
-        `"buffer_callback"` or `"pure_callback"`.
+        The primitive. Params must hold `problem` with a `group`; where that is collective, calls
+        keep the order of the program. Otherwise it has a `policy.crossing` of `"auto"`,
+        `"buffer_callback"`, `"pure_callback"` or `"on_device"`, and an `unknown` of some size.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -177,7 +220,9 @@ def host_primitive(
         return [jnp.zeros(s.shape, s.dtype) for s in abstract(*operands, **params)]
 
     def impl(*operands, **params):
-        if not params["problem"].unknown.size or any(0 in np.shape(a) for a in operands):
+        if params["problem"].group.collective:
+            jax.effects_barrier()  # programs that were started before may still be at theirs
+        elif not params["problem"].unknown.size or any(0 in np.shape(a) for a in operands):
             results = empty(*operands, **params)
             if results[0].size == 0:
                 return results
@@ -185,7 +230,8 @@ def host_primitive(
         return [_to_device(result) for result in host(*_read_only(operands), **params)]
 
     def abstract_eval(*avals, **params):
-        return [_abstract_like(avals, struct) for struct in abstract(*avals, **params)]
+        results = [_abstract_like(avals, struct) for struct in abstract(*avals, **params)]
+        return results, {_COLLECTIVE} if params["problem"].group.collective else effects.no_effects
 
     def by_buffer(*operands, **params):
         def callback(context, results, *buffers):
@@ -203,6 +249,29 @@ def host_primitive(
 
         return jax.pure_callback(callback, abstract(*operands, **params), *operands)
 
+    def in_order(context: Any, *operands: Any, **params: Any):
+        if getattr(context.module_context.axis_context, "num_devices", 1) != 1:
+            raise InputError(
+                f"{name}: a solve with comm= runs on one device of each process, but this program "
+                "is for several: give every rank a device of its own"
+            )
+        prepare(**params)
+
+        def callback(*arrays):
+            return host(*_read_only(arrays), **params)
+
+        results, token, _ = mlir.emit_python_callback(
+            context,
+            callback,
+            context.tokens_in.get(_COLLECTIVE),
+            list(operands),
+            list(context.avals_in),
+            list(context.avals_out),
+            has_side_effect=True,
+        )
+        context.set_tokens_out(mlir.TokenSet({_COLLECTIVE: token}))
+        return results
+
     def lowering(crossing: Callable, context: Any, *operands: Any, **params: Any):
         if 0 in context.avals_out[0].shape:
             crossing = empty
@@ -210,19 +279,49 @@ def host_primitive(
             prepare(**params)
         return mlir.lower_fun(crossing, multiple_results=True)(context, *operands, **params)
 
+    def in_place(platform: str, context: Any, params: dict[str, Any]) -> Callable | None:
+        """Return the crossing that leaves the buffers where they are, if there is one."""
+        if (
+            on_device is None
+            or getattr(context.module_context.axis_context, "num_devices", None) != 1
+        ):
+            return None
+        callback = on_device(platform, *context.avals_in, **params)
+        if callback is None:
+            return None
+        return lambda *operands, **params: buffer_callback(callback, abstract(*operands, **params))(
+            *operands
+        )
+
+    def cuda_lowering(context: Any, *operands: Any, **params: Any):
+        # Most libraries compute on the host: pure_callback brings them the operands.
+        wanted = params["problem"].policy.crossing in ("auto", "on_device")
+        crossing = in_place("cuda", context, params) if wanted else None
+        return lowering(crossing or by_pure, context, *operands, **params)
+
     def cpu_lowering(context: Any, *operands: Any, **params: Any):
         # buffer_callback is zero-copy and costs 6 µs at any size, pure_callback 70 to 150 µs and
         # two copies, and it hung on one CPU (device_put on the callback's thread). But only
         # pure_callback knows how to annotate the shardings of several devices.
         wanted = params["problem"].policy.crossing
         one_device = getattr(context.module_context.axis_context, "num_devices", None) == 1
-        buffer = wanted == "buffer_callback" or (wanted == "auto" and one_device)
-        return lowering(by_buffer if buffer else by_pure, context, *operands, **params)
+        buffer = wanted == "buffer_callback" or (wanted != "pure_callback" and one_device)
+        crossing = in_place("cpu", context, params) if wanted == "on_device" else None
+        crossing = crossing or (by_buffer if buffer else by_pure)
+        return lowering(crossing, context, *operands, **params)
+
+    def unless_collective(crossing: Callable) -> Callable:
+        def lower(context: Any, *operands: Any, **params: Any):
+            chosen = in_order if params["problem"].group.collective else crossing
+            return chosen(context, *operands, **params)
+
+        return lower
 
     primitive.def_impl(impl)
-    primitive.def_abstract_eval(abstract_eval)
-    mlir.register_lowering(primitive, functools.partial(lowering, by_pure))
-    mlir.register_lowering(primitive, cpu_lowering, platform="cpu")
+    primitive.def_effectful_abstract_eval(abstract_eval)
+    mlir.register_lowering(primitive, unless_collective(functools.partial(lowering, by_pure)))
+    mlir.register_lowering(primitive, unless_collective(cpu_lowering), platform="cpu")
+    mlir.register_lowering(primitive, unless_collective(cuda_lowering), platform="cuda")
     return primitive
 
 

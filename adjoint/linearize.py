@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ __all__ = [
     "FlatResidual",
     "Linearization",
     "choose_linearization",
+    "coloured",
+    "detected_pattern",
 ]
 
 # Below this size a dense Jacobian (n JVPs in one batch, one LU) is faster than a coloured one.
@@ -83,7 +85,7 @@ class _Declared(Linearization):
 
     def __call__(self, F, x, params):
         J = F.solver.jacobian(F.unknown.unpack(x), F.params.unflatten(params))
-        return [J.data if isinstance(J, CSR) else jnp.asarray(J)]
+        return jax.tree.leaves(J)
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,7 @@ class _Coloured(Linearization):
             _check_pattern(self, F)
 
     def __call__(self, F, x, params):
-        pattern, colours = self.colouring.pattern, self.colouring.colours
-        # The barrier keeps XLA from folding the seeds into constants.
-        count = lax.optimization_barrier(jnp.arange(self.colouring.count))
-        J = jax.vmap(
-            lambda c: F.product([x, *params], (jnp.asarray(colours) == c).astype(x.dtype))
-        )(count)
-        return [J[colours[pattern.indices], pattern.rows]]
+        return [self.colouring.values(lambda v: F.product([x, *params], v), x.dtype)]
 
 
 class Colouring:
@@ -136,9 +132,19 @@ class Colouring:
     def __init__(self, pattern: Pattern, colours: np.ndarray, count: int):
         self.pattern, self.colours, self.count = pattern, np.asarray(colours, np.int32), int(count)
 
+    def values(self, product: Callable[[Any], Any], dtype: Any) -> jax.Array:
+        """Return the entries of J, in the order of the pattern, from `v ↦ J v`."""
+        # The barrier keeps XLA from folding the seeds into constants.
+        count = lax.optimization_barrier(jnp.arange(self.count))
+        J = jax.vmap(lambda c: product((jnp.asarray(self.colours) == c).astype(dtype)))(count)
+        return J[self.colours[self.pattern.indices], self.pattern.rows]
+
 
 @functools.lru_cache(maxsize=64)
-def _colour(pattern: Pattern) -> Colouring:
+def coloured(pattern: Pattern) -> Colouring:
+    """Colour the columns of a pattern."""
+    if not pattern.nnz:
+        return Colouring(pattern, np.zeros(pattern.shape[1]), 1)
     return Colouring(pattern, *_sparsity_tool().colour(pattern))
 
 
@@ -186,16 +192,20 @@ def choose_linearization(F: FlatResidual) -> Linearization:
     if form == "matrix-free":
         return ByPoint(MatrixFree(n, F.product))
     if given is None:
-        pattern = _detect_pattern(F)
+        pattern = detected_pattern(
+            F, jax.ShapeDtypeStruct((n,), F.unknown.dtype), F.params.structs()
+        )
     else:
         pattern = given if isinstance(given, Pattern) else as_csr(given, "pattern").pattern
     if pattern.shape != (n, n):
         raise InputError(f"pattern has shape {pattern.shape} for {n} unknowns")
-    return _Coloured(Sparse(pattern), _colour(pattern), given is not None)
+    return _Coloured(Sparse(pattern), coloured(pattern), given is not None)
 
 
 def _declared_operator(F: FlatResidual) -> Operator:
     J = jax.eval_shape(F.solver.jacobian, F.unknown.abstract(), F.params.abstract())
+    if hasattr(J, "operator"):
+        return J.operator
     n = F.unknown.size
     if np.shape(J) != (n, n):
         raise InputError(
@@ -204,12 +214,17 @@ def _declared_operator(F: FlatResidual) -> Operator:
     return Sparse(J.pattern) if isinstance(J, CSR) else Dense(n)
 
 
-def _detect_pattern(F: FlatResidual) -> Pattern:
+def detected_pattern(F: Callable, x: jax.ShapeDtypeStruct, params: Sequence[Any]) -> Pattern:
+    """Detect where the Jacobian of `F(x, params)` in x has entries, from shapes only.
+
+    Raises:
+        SolverNotFound: If the tool for it is not installed.
+    """
     try:
-        return _sparsity_tool().detect(F)
+        return _sparsity_tool().detect(F, x, params)
     except SolverNotFound as error:
         raise SolverNotFound(
-            f"the Jacobian of {F.unknown.size} unknowns is too large to be dense (limit "
-            f"{DENSE_LIMIT}) and its sparsity is not known: give pattern=, or "
-            f"jacobian='matrix-free', or let it be detected ({error})"
+            f"the Jacobian of {x.size} unknowns is too large to be dense (limit {DENSE_LIMIT}) and "
+            "its sparsity is not known: give pattern=, or jacobian='matrix-free', or let it be "
+            f"detected ({error})"
         ) from error

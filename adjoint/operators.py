@@ -17,23 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .group import ALONE, Group
 from .jax_compat import NestedFunction
+from .norms import frobenius_norm
 from .sparse import CSR, Pattern
 
-__all__ = ["Dense", "HostOperator", "MatrixFree", "Operator", "Sparse", "frobenius_norm"]
-
-
-def frobenius_norm(array: np.ndarray) -> float:
-    """Return the root of the sum of squares; NaN or inf if the array holds one."""
-    flat = array if array.ndim == 1 else array.ravel(order="K")
-    squares = float(np.dot(flat, flat))
-    if 1e-290 < squares < 1e290:
-        return math.sqrt(squares)
-    largest = float(np.abs(flat).max(initial=0.0))  # beyond the range of squares, or not finite
-    if largest == 0.0 or not math.isfinite(largest):
-        return largest
-    flat = flat / largest
-    return largest * math.sqrt(float(np.dot(flat, flat)))
+__all__ = ["Dense", "HostOperator", "MatrixFree", "Operator", "Sparse"]
 
 
 class Operator:
@@ -42,10 +31,12 @@ class Operator:
     Attributes:
         n: Size.
         compiled: Whether its products on the host are JAX functions, to be prepared.
+        group: The processes that its rows are spread over.
     """
 
     n: int
     compiled: bool = False
+    group: Group = ALONE
 
     def matvec(self, operands: Sequence[Any], v: Any) -> jax.Array:
         """Return `J v` in JAX, differentiable in the operands; `v` is `(n,)`."""

@@ -22,7 +22,7 @@ _CHOICES = {
     "on_failure": ("raise", "nan", "status"),
     "on_untrusted": ("warn", "raise", "nan", "ignore"),
     "verdict": ("lazy", "full"),
-    "crossing": ("auto", "buffer_callback", "pure_callback"),
+    "crossing": ("auto", "buffer_callback", "pure_callback", "on_device"),
 }
 
 
@@ -40,8 +40,10 @@ class Policy:
         gradient_tol: Relative error up to which a derivative is trusted.
         verdict: `"lazy"` estimates the condition number only when the free lower bound leaves
             doubt; `"full"` always.
-        crossing: How a jitted program reaches the host. `"auto"` takes `buffer_callback` on one
-            CPU device and `pure_callback` elsewhere.
+        crossing: How a jitted program reaches the library. `"auto"` takes `buffer_callback` on one
+            CPU device and `pure_callback` elsewhere; but on a GPU, a library that computes there
+            is given the buffers themselves. `"on_device"` does that on a CPU too, where the solver
+            can (PETSc's KSP with a sparse A), and is `"auto"` otherwise.
     """
 
     on_failure: str = "raise"

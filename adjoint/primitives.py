@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import host
+from . import host, on_device
 from .jax_compat import (
     define_batching,
     define_jvp,
@@ -62,9 +62,19 @@ def _linear_solve_abstract(*operands, problem, transposed):
     return [jax.ShapeDtypeStruct(rhs.shape, rhs.dtype)]
 
 
-solve_p = host_primitive("backsolve_solve", host.solve, _solve_abstract, prepare=_prepare)
+solve_p = host_primitive(
+    "backsolve_solve",
+    host.solve,
+    _solve_abstract,
+    prepare=_prepare,
+    on_device=on_device.callback(on_device.solve),
+)
 linear_solve_p = host_primitive(
-    "backsolve_linear_solve", host.linear_solve, _linear_solve_abstract, prepare=_prepare
+    "backsolve_linear_solve",
+    host.linear_solve,
+    _linear_solve_abstract,
+    prepare=_prepare,
+    on_device=on_device.callback(on_device.linear_solve),
 )
 attach_p = identity_primitive("backsolve_attach")
 
@@ -92,6 +102,8 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
     moving = [i for i, t in enumerate(tangents) if not is_zero(t)]
     if not moving:
         return zero_tangent(x)
+    if problem.group.collective:  # what moves may differ from process to process
+        tangents, moving = _instantiated(params, tangents)
 
     def tangent(x, ticket, *θ_and_tangents):
         θ, θ_dot = list(θ_and_tangents[: len(params)]), θ_and_tangents[len(params) :]
@@ -109,6 +121,15 @@ def _implicit_tangent(problem: Problem, x, ticket, params, tangents):
 
     batch = x.shape[:-1]
     return _over_batch(tangent, batch, x, ticket, *params, *[tangents[i] for i in moving])
+
+
+def _instantiated(primals, tangents):
+    """Return tangents with zeros for symbolic ones, and where there can be any."""
+    moving = [i for i, a in enumerate(primals) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return [
+        jnp.zeros(a.shape, a.dtype) if i in moving and is_zero(t) else t
+        for i, (a, t) in enumerate(zip(primals, tangents, strict=True))
+    ], moving
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,6 +175,8 @@ def _linear_solve_jvp(primals, tangents, *, problem, transposed):
     *operands, r, ticket = primals
     *operand_tangents, r_dot, _ = tangents
     moving = [i for i, t in enumerate(operand_tangents) if not is_zero(t)]
+    if problem.group.collective:
+        operand_tangents, moving = _instantiated(operands, operand_tangents)
 
     def solve(r):
         return linear_solve_p.bind(*operands, r, ticket, problem=problem, transposed=transposed)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .contract import LinearSolver, Solver
+from .group import Group
 from .jax_compat import NestedFunction
 from .linearize import FlatResidual, Linearization, choose_linearization
 from .operators import Dense, MatrixFree, Operator, Sparse
@@ -72,6 +73,11 @@ class Problem:
     def operator(self) -> Operator:
         """How J acts."""
         return self.linearization.operator
+
+    @property
+    def group(self) -> Group:
+        """The processes that x is spread over."""
+        return self.operator.group
 
     @property
     def is_linear(self) -> bool:

@@ -21,6 +21,7 @@ _EXTRAS = {  # library: the extra that installs it
     "clarabel": "convex",
     "cvxpy": "convex",
     "qdldl": "convex",
+    "mpi4py": "petsc",
     "petsc4py": "petsc",
     "sklearn": "isotonic",
 }

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .group import ALONE, Group
+
 __all__ = ["Entry", "Store", "Ticket", "default_limit", "store"]
 
 _NONCE = secrets.randbits(32)
@@ -37,6 +39,7 @@ class Entry:
         norm: ‖J‖.
         probe: The free lower bound of the condition number from a random right-hand side, or None.
         condition: The estimated condition number, or None.
+        serial: Number of the entry among those of its group, the same on every process.
     """
 
     __slots__ = (
@@ -50,6 +53,7 @@ class Entry:
         "operands",
         "overhead",
         "probe",
+        "serial",
         "state",
     )
 
@@ -60,6 +64,7 @@ class Entry:
         self.norm: float | None = None
         self.probe: float | None = None
         self.condition: float | None = None
+        self.serial = 0
         self.lock = threading.RLock()
         self.nbytes = 0
         self.overhead = 512 + sum([a.nbytes for a in self.operands])
@@ -117,14 +122,21 @@ class Store:
         self._lock = threading.Lock()
 
     def find(
-        self, key: Any, operands: Sequence[np.ndarray], ticket: np.ndarray | None = None
+        self,
+        key: Any,
+        operands: Sequence[np.ndarray],
+        ticket: np.ndarray | None = None,
+        group: Group = ALONE,
     ) -> tuple[Entry, str]:
         """Return the entry of these operands, and how it was found.
 
-        It is `"ticket"`, `"content"`, or `"new"` for an entry without work yet.
+        It is `"ticket"`, `"content"`, or `"new"` for an entry without work yet. Of a group, every
+        process has found the same entry, or all have a new one.
         """
+        if group.collective:
+            return self._find_together(key, operands, ticket, group)
         if ticket is not None:
-            entry = self._by_ticket(ticket)
+            entry = self.entry(ticket)
             if entry is not None and entry.is_for(key, operands):
                 self._touch(entry)
                 return entry, "ticket"
@@ -134,6 +146,25 @@ class Store:
                 self._touch(entry)
                 return entry, "content"
         return Entry(key, operands, digest), "new"
+
+    def _find_together(
+        self, key: Any, operands: Sequence[np.ndarray], ticket: np.ndarray | None, group: Group
+    ) -> tuple[Entry, str]:
+        # What one process finds, another may have evicted, or have other numbers for.
+        digest, found = _digest(operands), {}
+        for entry in tuple(self._buckets.get(digest, ())):
+            if entry.is_for(key, operands):
+                found[entry.serial] = entry, "content"
+        by_ticket = None if ticket is None else self.entry(ticket)
+        if by_ticket is not None and by_ticket.is_for(key, operands):
+            found[by_ticket.serial] = by_ticket, "ticket"
+        serial = group.common(list(found))
+        if serial is not None:
+            self._touch(found[serial][0])
+            return found[serial]
+        entry = Entry(key, operands, digest)
+        entry.serial = group.next_serial()
+        return entry, "new"
 
     def keep(self, entry: Entry) -> None:
         """Hold an entry, or account for its new size."""
@@ -178,6 +209,11 @@ class Store:
         solve = self._solves.get(Ticket.counter(ticket))
         return None if solve is None else solve[1]
 
+    def entry(self, ticket: np.ndarray) -> Entry | None:
+        """Return the entry that served the solve that a ticket names, if it is held."""
+        solve = self._solves.get(Ticket.counter(ticket))
+        return None if solve is None or solve[0] is None else solve[0]()
+
     def clear(self) -> None:
         """Drop everything; what is still needed is made again."""
         with self._lock:
@@ -189,10 +225,6 @@ class Store:
     def __len__(self) -> int:
         """Return the number of entries."""
         return len(self._entries)
-
-    def _by_ticket(self, ticket: np.ndarray) -> Entry | None:
-        solve = self._solves.get(Ticket.counter(ticket))
-        return None if solve is None or solve[0] is None else solve[0]()
 
     def _touch(self, entry: Entry) -> None:
         with self._lock:

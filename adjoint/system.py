@@ -14,13 +14,16 @@ import numpy as np
 
 from .call import call
 from .conditioning import Defect, by_correction, by_estimate
-from .contract import Solution
+from .contract import Solution, Solver
+from .group import Group
+from .operators import Operator
+from .policy import Policy
 from .problem import Problem
 from .status import Status
 from .store import Entry, Ticket, store
-from .verdict import EPS, Conditioning, column_norms, not_solved, ratio, singular
+from .verdict import EPS, Conditioning, not_solved, ratio, singular
 
-__all__ = ["System", "solve_system"]
+__all__ = ["System", "judged", "solve_system"]
 
 
 @dataclass
@@ -89,12 +92,12 @@ def solve_system(
         transposed: Whether to solve with Jᵀ.
     """
     operator, solver = problem.operator, problem.solver if tickets is None else problem.linear
-    ticket = None if tickets is None else tickets[0]
-    entry, found = store.find((solver.work, operator), operands, ticket)
+    group, ticket = operator.group, None if tickets is None else tickets[0]
+    entry, found = store.find((solver.work, operator), operands, ticket, group)
     with entry.lock:
         if entry.norm is None:
             entry.norm = operator.norm(operands)
-        norm, sizes, earlier = entry.norm, column_norms(R), entry.state
+        norm, sizes, earlier = entry.norm, group.norms(R), entry.state
         status = [Status.SUCCESS if math.isfinite(r) else Status.NONFINITE_INPUT for r in sizes]
         if not math.isfinite(norm):
             status = [Status.NONFINITE_INPUT] * len(sizes)
@@ -113,31 +116,81 @@ def solve_system(
         else:
             defect = np.full(R.shape, np.nan)
             status = [solution.status if s is Status.SUCCESS else s for s in status]
-        lengths, defects = column_norms(V), column_norms(defect)
-        eta = [max(ratio(d, norm * v), EPS) for d, v in zip(defects, lengths, strict=True)]
-        residual = [ratio(d, r) for d, r in zip(defects, sizes, strict=True)]
-        for j, length in enumerate(lengths):
-            if status[j] is Status.SUCCESS:
-                if solution.doubt:
-                    continue  # it is untrusted already, and may be NaN, or what comes closest
-                if not math.isfinite(length):
-                    status[j] = Status.NONFINITE_OUTPUT
-                elif not_solved(eta[j], residual[j]):
-                    status[j] = Status.NOT_SOLVED
-        conditioning = None
-        if Status.SUCCESS in status:
-            bounds = (ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))
-            bound = max(1.0, *bounds)  # which none is below, but that of 0 = 0
-            known = problem.policy, solver, operator, entry, bound
-            if solver.capabilities.iterative and problem.policy.verdict != "full":
-                left = {} if tickets is None else _defects(norm, defect, eta, tickets, transposed)
-                conditioning = by_correction(*known, **left)
-            else:
-                conditioning = by_estimate(*known, max(eta))
-            if conditioning.kind == "estimate" and singular(conditioning.value):
-                status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
-        if entry.state is not None and (found == "new" or entry.state is not earlier):
-            store.keep(entry)
+        reuse = "" if entry.state is None else (found if entry.state is earlier else "new")
+        return judged(
+            problem.policy,
+            solver,
+            operator,
+            entry,
+            reuse,
+            solution=solution,
+            defect=defect,
+            sizes=sizes,
+            status=status,
+            tickets=tickets,
+            transposed=transposed,
+        )
+
+
+def judged(
+    policy: Policy,
+    solver: Solver,
+    operator: Operator,
+    entry: Entry,
+    reuse: str,
+    *,
+    solution: Solution,
+    defect: np.ndarray,
+    sizes: list[float],
+    status: list[Status],
+    tickets: np.ndarray | None,
+    transposed: bool,
+) -> System:
+    """Return a solved system with its verdict, and keep the entry in the store if it is new.
+
+    Values and defects need not be arrays, if the operator's group can measure them.
+
+    Args:
+        policy: What is asked of the verdict.
+        solver: Solves with J.
+        operator: Multiplies by it.
+        entry: What is known of J, its norm for one.
+        reuse: Where the factorisation came from, see `System`.
+        solution: What the library returned.
+        defect: J V − R; NaN where that failed.
+        sizes: ‖r‖ per column.
+        status: One per column, before its result was looked at.
+        tickets: Of the solves that are differentiated, if any.
+        transposed: Whether J is Jᵀ.
+    """
+    group, norm, V = operator.group, entry.norm, solution.value
+    lengths, defects = group.norms(V), group.norms(defect)
+    eta = [max(ratio(d, norm * v), EPS) for d, v in zip(defects, lengths, strict=True)]  # type: ignore[operator]
+    residual = [ratio(d, r) for d, r in zip(defects, sizes, strict=True)]
+    for j, length in enumerate(lengths):
+        if status[j] is Status.SUCCESS:
+            if solution.doubt:
+                continue  # it is untrusted already, and may be NaN, or what comes closest
+            if not math.isfinite(length):
+                status[j] = Status.NONFINITE_OUTPUT
+            elif not_solved(eta[j], residual[j]):
+                status[j] = Status.NOT_SOLVED
+    conditioning = None
+    if Status.SUCCESS in status:
+        bounds = (ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))  # type: ignore[operator]
+        bound = max(1.0, *bounds)  # which none is below, but that of 0 = 0
+        known = policy, solver, operator, entry, bound
+        if solver.capabilities.iterative and policy.verdict != "full":
+            left = {}
+            if tickets is not None:
+                left = _defects(group, norm, defect, eta, tickets, transposed)  # type: ignore[arg-type]
+            conditioning = by_correction(*known, **left)
+        else:
+            conditioning = by_estimate(*known, max(eta))
+        if conditioning.kind == "estimate" and singular(conditioning.value):
+            status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
+    if reuse == "new":
+        store.keep(entry)
     return System(
         value=V,
         length=lengths,
@@ -145,23 +198,29 @@ def solve_system(
         defect=defect,
         linear_residual=residual,
         eta=eta,
-        norm=norm,
+        norm=norm,  # type: ignore[arg-type]
         conditioning=conditioning,
         solution=solution,
-        reuse="" if entry.state is None else (found if entry.state is earlier else "new"),
+        reuse=reuse,
         entry=entry,
     )
 
 
 def _defects(
-    norm: float, defect: np.ndarray, eta: list[float], tickets: np.ndarray, transposed: bool
+    group: Group,
+    norm: float,
+    defect: np.ndarray,
+    eta: list[float],
+    tickets: np.ndarray,
+    transposed: bool,
 ) -> dict[str, Defect]:
     """Return the worst that this system left over, and that the differentiated solves did."""
     j = max(range(len(eta)), key=eta.__getitem__)
-    found = {"linear": Defect(np.ascontiguousarray(defect[:, j]), eta[j], transposed)}
+    found = {"linear": Defect(defect[:, j].copy(), eta[j], transposed)}
     primal = [Ticket.residual(ticket) for ticket in tickets]
     j = max(range(len(primal)), key=primal.__getitem__)
     F = store.residual(tickets[j])
-    if F is not None and F.shape == defect[:, 0].shape:
+    known = F is not None and F.shape == defect[:, 0].shape
+    if group.every(known) and F is not None:
         found["primal"] = Defect(F, ratio(primal[j], norm), False)
     return found

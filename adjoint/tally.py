@@ -8,6 +8,7 @@ import warnings
 
 from . import record
 from .contract import Solution
+from .group import ALONE, Group
 from .policy import Policy
 from .status import SolverError, Status, UntrustedGradientError, UntrustedGradientWarning
 from .verdict import Conditioning
@@ -22,6 +23,7 @@ class Tally:
         policy: What to do in the end.
         solver: Name of the solver.
         direction: `"primal"`, `"tangent"` or `"adjoint"`.
+        group: The processes that solve together: all of them raise, the first one warns.
     """
 
     # Defaults on the class: one host call makes one tally, and most of it stays empty.
@@ -38,8 +40,8 @@ class Tally:
     _error: float | None = None
     _weighted: float | None = None
 
-    def __init__(self, policy: Policy, solver: str, direction: str):
-        self.policy, self.solver, self.direction = policy, solver, direction
+    def __init__(self, policy: Policy, solver: str, direction: str, group: Group = ALONE):
+        self.policy, self.solver, self.direction, self._group = policy, solver, direction, group
         self._stats: dict[str, float] = {}
         self._start = time.perf_counter()
 
@@ -102,7 +104,7 @@ class Tally:
             raise self._failure()
         if self._untrusted and self.policy.on_untrusted == "raise":
             raise UntrustedGradientError(self._complaint())
-        if self._untrusted and self.policy.on_untrusted == "warn":
+        if self._untrusted and self.policy.on_untrusted == "warn" and self._group.rank == 0:
             warnings.warn(self._complaint(), UntrustedGradientWarning, stacklevel=3)
 
     def _record(self) -> record.Record:

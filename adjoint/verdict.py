@@ -21,10 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .operators import frobenius_norm
 from .policy import Policy
 
-__all__ = ["EPS", "Conditioning", "column_norms", "in_doubt", "not_solved", "ratio", "singular"]
+__all__ = ["EPS", "Conditioning", "in_doubt", "not_solved", "ratio", "singular"]
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -53,17 +52,6 @@ class Conditioning:
         linear = self.value if self.linear is None else self.linear
         primal = self.value if self.primal is None else self.primal
         return linear * eta_linear + (primal * eta_primal if eta_primal else 0.0)
-
-
-def column_norms(V: np.ndarray) -> list[float]:
-    """Return the Euclidean norm of each column of `(n, k)`; NaN or inf where one is not finite."""
-    if V.shape[1] <= 4:
-        return [frobenius_norm(column) for column in V.T]
-    squares = np.einsum("ij,ij->j", V, V).tolist()
-    return [
-        math.sqrt(s) if 1e-290 < s < 1e290 else frobenius_norm(V[:, j])
-        for j, s in enumerate(squares)
-    ]
 
 
 def ratio(numerator: float, denominator: float) -> float:

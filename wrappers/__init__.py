@@ -7,6 +7,7 @@ from . import clarabel as clarabel
 from . import cvxpy as cvxpy
 from . import krylov as krylov
 from . import lapack as lapack
+from . import mpi as mpi
 from . import osqp as osqp
 from . import petsc as petsc
 from . import scs as scs
@@ -19,6 +20,7 @@ __all__ = [
     "cvxpy",
     "krylov",
     "lapack",
+    "mpi",
     "osqp",
     "petsc",
     "scs",

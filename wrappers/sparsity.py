@@ -6,6 +6,7 @@ detection is global: the pattern holds for every x, and may hold more than the J
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,9 @@ class Sparsity:
     """What the engine asks for when a Jacobian is too large to be dense."""
 
     @staticmethod
-    def detect(F: Any) -> Pattern:
-        """Return the pattern of ∂F/∂x for a `FlatResidual`."""
-        x = np.zeros(F.unknown.size, F.unknown.dtype)
-        params = [np.zeros(s.shape, s.dtype) for s in F.params.structs()]  # values are ignored
+    def detect(F: Callable, x: Any, params: Sequence[Any]) -> Pattern:
+        """Return the pattern of ∂F/∂x for vectors shaped like x, and leaves like params."""
+        x, *params = (np.zeros(s.shape, s.dtype) for s in (x, *params))  # values are ignored
         asdex = require("asdex")
         with jax.ensure_compile_time_eval():
             found = asdex.jacobian_sparsity(lambda x, params: F(x, params), x, params)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contract import Capabilities, Solution, Solver
 from ..inputs import whole_number
-from ..operators import frobenius_norm
+from ..norms import frobenius_norm
 from ..status import InputError, Status
 
 __all__ = ["NeumannSeries"]

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, LinearSolver, Solution
-from backsolve.adjoint.operators import Operator, frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
+from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.registry import register
 from backsolve.adjoint.status import InputError, Status
 

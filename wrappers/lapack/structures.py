@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from backsolve.adjoint.operators import Dense, frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
+from backsolve.adjoint.operators import Dense
 from backsolve.adjoint.registry import require
 
 __all__ = ["Structured", "Symmetric", "Triangular", "Tridiagonal"]

@@ -8,9 +8,9 @@ values that are replaced in place (`matrices`, `workspace`), reasons and errors 
 
 from .existing_ksp import from_ksp as from_ksp
 from .existing_snes import from_snes as from_snes
+from .interface import ksp as ksp
+from .interface import snes as snes
 from .ksp import KSP as KSP
-from .ksp import ksp as ksp
 from .snes import SNES as SNES
-from .snes import snes as snes
 
 __all__ = ["KSP", "SNES", "from_ksp", "from_snes", "ksp", "snes"]

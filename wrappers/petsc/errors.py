@@ -7,6 +7,7 @@ from typing import Any
 from backsolve.adjoint.contract import Solution
 from backsolve.adjoint.status import InputError, Status
 
+from .device import WRONG_BUILD, described, out_of_memory
 from .options import Options
 
 __all__ = ["failed", "said", "status_of_error"]
@@ -43,6 +44,8 @@ def status_of_error(error: Exception) -> Status | None:
     """Return the status that a `PETSc.Error` stands for, or None if it is a mistake in a call."""
     if "zero diagonal" in str(error).lower():  # of SOR; its code, 75, is that of many mistakes
         return Status.SINGULAR
+    if out_of_memory(error):
+        return Status.OUT_OF_MEMORY
     return _ERRORS.get(getattr(error, "ierr", 0))
 
 
@@ -58,6 +61,8 @@ def _translated(error: Exception, options: Options) -> BaseException:
     raised, error.__cause__ = error.__cause__, None
     if raised is not None:  # in a callback of Python
         return raised
+    if (gpu := described(error)).state == WRONG_BUILD:
+        return InputError(f"options: {gpu.found}; {gpu.advice}")
     what = said(error)
     chosen = ", ".join(f"{key}={value}" if value else key for key, value in options) or "none"
     number = getattr(error, "ierr", 0)

@@ -13,7 +13,7 @@ import numpy as np
 from backsolve.adjoint.contract import Capabilities, Solver
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.inputs import real_array, real_number
-from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 from backsolve.adjoint.verdict import ratio

@@ -19,6 +19,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 
+from . import device
 from .owner import destroy_all, empty
 
 __all__ = ["entered", "petsc"]
@@ -38,7 +39,7 @@ def petsc() -> Any:
     with contextlib.suppress(SolverNotFound):
         require("mpi4py.MPI")  # before PETSc: MPI for threads
     # PETSc would catch every signal of the process. No effect if it has been started before.
-    require("petsc4py").init(["backsolve", "-no_signal_handler"])
+    require("petsc4py").init(["backsolve", "-no_signal_handler", *device.arguments()])
     PETSc = require("petsc4py.PETSc")
     library, binding = PETSc.Sys.getVersion(), require("petsc4py").__version__
     if [str(part) for part in library[:2]] != binding.split(".")[:2]:

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.operators import HostOperator, MatrixFree
 from backsolve.adjoint.sparse import CSR, Pattern
+from backsolve.adjoint.status import InputError
 
-__all__ = ["Preconditioned", "create", "replace", "transpose", "values_of"]
+from ..mpi.rows import HostRows, RowsOperator
+from .device import choose_vectors, require
+
+__all__ = ["Preconditioned", "create", "group_of", "replace", "transpose", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -51,32 +56,73 @@ class _TransposedProducts:
 def create(PETSc: Any, J: Any, prefix: str) -> tuple[Any, Any]:
     """Return A and P for a Jacobian like this one, still without values; P is A if none is given.
 
-    Types come from the options under the prefix: `mat_type`.
+    Types come from the options under the prefix: `mat_type`, and `vec_type` of their vectors.
     """
+    require(PETSc, PETSc.Options(prefix).getAll())
+    A, P = _created(PETSc, J, prefix)
+    choose_vectors(PETSc, A, prefix)
+    return A, P
+
+
+def _created(PETSc: Any, J: Any, prefix: str) -> tuple[Any, Any]:
     if isinstance(J, HostOperator):
         A = PETSc.Mat().createPython(J.shape, context=_Products(), comm=PETSc.COMM_SELF)
         A.setUp()
         pmat = getattr(J.operator, "pmat", None)
         return A, A if pmat is None else _sparse(PETSc, pmat, prefix)
-    if isinstance(J, CSR):
+    if isinstance(J, HostRows):
+        A = _own_rows(PETSc, J.operator, prefix)
+    elif isinstance(J, CSR):
         A = _sparse(PETSc, J.pattern, prefix)
     else:
-        A = PETSc.Mat().createDense(np.shape(J), comm=PETSc.COMM_SELF)
-        A.setUp()
+        A = _dense(PETSc, np.shape(J), prefix)
     return A, A
+
+
+def _dense(PETSc: Any, shape: tuple[int, ...], prefix: str) -> Any:
+    A = PETSc.Mat().create(PETSc.COMM_SELF)
+    A.setSizes(shape)
+    A.setType("dense")
+    A.setOptionsPrefix(prefix)
+    A.setFromOptions()
+    if "dense" not in A.getType():
+        kind = PETSc.Options(prefix).getString("mat_type")
+        raise InputError(
+            f"options['mat_type']={kind!r} is no type of a dense matrix, and A is dense: give A as "
+            "a backsolve.CSR, or leave the option out"
+        )
+    A.setUp()
+    return A
 
 
 def _sparse(PETSc: Any, pattern: Pattern, prefix: str) -> Any:
     m, n = pattern.shape
-    A = PETSc.Mat().create(PETSc.COMM_SELF)
-    A.setSizes(((m, m), (n, n)))
+    return _aij(PETSc, PETSc.COMM_SELF, ((m, m), (n, n)), pattern, 0, prefix)
+
+
+def _own_rows(PETSc: Any, operator: RowsOperator, prefix: str) -> Any:
+    layout = operator.layout
+    sizes = (layout.count, layout.total)
+    comm = layout.ranks.comm
+    PETSc.garbage_cleanup(comm)  # to destroy objects of several ranks is collective
+    return _aij(PETSc, comm, (sizes, sizes), operator.pattern, layout.start, prefix)
+
+
+def _aij(PETSc: Any, comm: Any, sizes: Any, pattern: Pattern, first: int, prefix: str) -> Any:
+    """Return a matrix with room for the pattern, whose first row is the matrix's `first`."""
+    A = PETSc.Mat().create(comm)
+    A.setSizes(sizes)
     A.setType("aij")
     A.setOptionsPrefix(prefix)
     A.setFromOptions()
+    rows, columns = (
+        _index(PETSc, pattern.rows) + PETSc.IntType(first),
+        _index(PETSc, pattern.indices),
+    )
     if hasattr(A, "setPreallocationCOO"):
-        A.setPreallocationCOO(_index(PETSc, pattern.rows), _index(PETSc, pattern.indices))
+        A.setPreallocationCOO(rows, columns)
     else:  # petsc4py before 3.19
-        A.setPreallocationCSR((_index(PETSc, pattern.indptr), _index(PETSc, pattern.indices)))
+        A.setPreallocationCSR((_index(PETSc, pattern.indptr), columns))
     return A
 
 
@@ -96,11 +142,16 @@ def _index(PETSc: Any, array: np.ndarray) -> np.ndarray:
     return np.array(array, PETSc.IntType)
 
 
+def group_of(J: Any) -> Group:
+    """Return the processes that a Jacobian is spread over."""
+    return J.operator.group if isinstance(J, HostRows) else ALONE
+
+
 def values_of(J: Any) -> list[np.ndarray]:
     """Return the numbers by which Jacobians of one kind differ."""
     if hasattr(J, "operands"):
         return list(J.operands)
-    return [np.asarray(J.data if isinstance(J, CSR) else J)]
+    return [np.asarray(J.data if isinstance(J, (CSR, HostRows)) else J)]
 
 
 def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
@@ -110,6 +161,8 @@ def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
         A.stateIncrease()
         if P.handle != A.handle:
             _fill(PETSc, P, J.operator.pmat, J.operands[-1])  # type: ignore[attr-defined]
+    elif isinstance(J, HostRows):
+        _fill(PETSc, A, J.operator.pattern, J.data)
     elif isinstance(J, CSR):
         _fill(PETSc, A, J.pattern, J.data)
     else:

@@ -54,6 +54,8 @@ def empty() -> None:
     """Destroy what was put aside."""
     while _garbage:
         each = _garbage.popleft()
+        if each.handle and each.comm.size > 1:
+            continue  # petsc4py puts it aside in its turn, until all ranks destroy it together
         if each.handle and _must_stay(each):
             each.incRef()
         each.destroy()

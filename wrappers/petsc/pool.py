@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.operators import HostOperator
 from backsolve.adjoint.sparse import CSR
 
+from ..mpi.rows import HostRows
+from .matrices import group_of
 from .options import Options
 from .workspace import Lease, OwnWorkspace, Workspace
 
@@ -26,23 +30,33 @@ class Pool:
 
     Args:
         make: `make(J)` makes a workspace for Jacobians like J.
+        group: The processes that these are spread over: they choose the same workspace.
         capacity: How many there may be at first.
         limit: How many there may be.
     """
 
-    def __init__(self, make: Callable[[Any], Workspace], *, capacity: int = 2, limit: int = 1024):
-        self._make, self._capacity, self._limit = make, capacity, limit
+    def __init__(
+        self,
+        make: Callable[[Any], Workspace],
+        *,
+        group: Group = ALONE,
+        capacity: int = 2,
+        limit: int = 1024,
+    ):
+        self._make, self._group, self._capacity, self._limit = make, group, capacity, limit
         self._workspaces: list[Workspace] = []
 
     def lease(self, J: Any, earlier: Lease | None) -> Lease:
         """Return a lease on a workspace that is loaded with J."""
-        if earlier is not None:
-            if earlier.valid and earlier.workspace.holds(J):
-                self._use(earlier.workspace)
-                return earlier
+        group = self._group
+        if group.some(earlier is not None):
+            same = earlier is not None and earlier.valid and earlier.workspace.holds(J)
+            if group.every(same):
+                self._use(earlier.workspace)  # type: ignore[union-attr]
+                return earlier  # type: ignore[return-value]
             self._capacity = min(2 * self._capacity, self._limit)
         for workspace in self._workspaces:
-            if workspace.holds(J):
+            if group.every(workspace.holds(J)):
                 self._use(workspace)
                 return workspace.lease() or Lease(workspace)
         workspace = self._free(J)
@@ -69,7 +83,7 @@ class Pool:
             self._workspaces.remove(workspace)
 
     def _free(self, J: Any) -> Workspace:
-        idle = [w for w in self._workspaces if w.lease() is None]
+        idle = [w for w in self._workspaces if self._group.every(w.lease() is None)]
         for surplus in idle[1:]:
             self._workspaces.remove(surplus)
         if idle:
@@ -84,20 +98,28 @@ class Pool:
         self._workspaces.append(workspace)
 
 
-_pools: OrderedDict[Hashable, Pool] = OrderedDict()
+# Apart for each group, of which every process must keep the same ones.
+_pools: weakref.WeakKeyDictionary[Group, OrderedDict[Hashable, Pool]] = weakref.WeakKeyDictionary()
 _POOLS = 16  # kinds of problems whose workspaces are kept
 
 
 def pool_of(PETSc: Any, J: Any, options: Options, adjoint: Options, *, checked: bool) -> Pool:
     """Return the pool for Jacobians like J and KSPs with such options."""
-    if isinstance(J, HostOperator):
+    group = group_of(J)
+    if isinstance(J, (HostOperator, HostRows)):
         kind: Hashable = J.operator
     else:
         kind = J.pattern if isinstance(J, CSR) else np.shape(J)
-    key = kind, options, adjoint, checked
-    if key not in _pools:
-        _pools[key] = Pool(lambda J: OwnWorkspace(PETSc, J, options, adjoint, checked=checked))
-        while len(_pools) > _POOLS:
-            _pools.popitem(last=False)
-    _pools.move_to_end(key)
-    return _pools[key]
+    pools = _pools.setdefault(group, OrderedDict())
+    # After a failure of some ranks only, theirs are other pools than the others'.
+    key = kind, options, adjoint, checked, group.failures
+    if key not in pools:
+
+        def make(J: Any) -> Workspace:
+            return OwnWorkspace(PETSc, J, options, adjoint, checked=checked)
+
+        pools[key] = Pool(make, group=group)
+        while len(pools) > _POOLS:
+            pools.popitem(last=False)
+    pools.move_to_end(key)
+    return pools[key]

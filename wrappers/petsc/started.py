@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from backsolve.adjoint.contract import Solution
+from backsolve.adjoint.engine import solve
 from backsolve.adjoint.operators import Dense, Operator
 from backsolve.adjoint.sparse import CSR
 
 from ..products import Multiplied
 
-__all__ = ["Started", "started"]
+__all__ = ["Started", "solve_from", "started"]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -72,6 +74,11 @@ class _FromGuess(Operator):
         """As A is."""
         return self.inner.compiled
 
+    @property
+    def group(self):  # type: ignore[override]
+        """As of A."""
+        return self.inner.group
+
     def matvec(self, operands, v):
         """Return `A v`."""
         return self.inner.matvec(operands[:-1], v)
@@ -108,3 +115,17 @@ def started(jacobian: Any) -> tuple[Any, np.ndarray | None]:
     if isinstance(jacobian, _HostStarted):
         return jacobian.J, jacobian.x0
     return jacobian, None
+
+
+def solve_from(
+    solver: Any, matrix: Any, b: Any, x0: Any, *, full_output: bool = False, **policy: Any
+) -> Any:
+    """Solve `A x = b` from x0, both of the same shape; their columns one by one."""
+
+    def one(b, x0):
+        return solve(solver, (Started(matrix, x0), b), full_output=full_output, **policy)
+
+    if b.ndim == 1:
+        return one(b, x0)
+    stats: Any = 0  # the axis of every number in it
+    return jax.vmap(one, (1, 1), Solution(1, 0, stats) if full_output else 1)(b, x0)

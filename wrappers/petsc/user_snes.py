@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution
-from backsolve.adjoint.operators import Operator, frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
+from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.status import InputError, Status
 from backsolve.adjoint.trees import Tree
 from backsolve.adjoint.verdict import ratio

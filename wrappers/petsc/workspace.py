@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.status import Status
 
-from .matrices import create, replace, transpose, values_of
+from .matrices import create, group_of, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
 from .owner import Owner
 from .reasons import ksp_ended, pc_failed
 from .transpose import DIRECT, DISTINCT_SMOOTHERS, FACTORS, transposable
 
-__all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace"]
+__all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace", "together"]
 
 
 class Tolerances(NamedTuple):
@@ -37,10 +38,18 @@ class Tolerances(NamedTuple):
 class Ended(NamedTuple):
     """What a KSP returned."""
 
-    x: np.ndarray
+    x: Any
     status: Status
     message: str
     iterations: int
+
+
+def together(group: Group, ended: Ended) -> Ended:
+    """Return how a solve ended for all: ranks know of their parts of a preconditioner only."""
+    worst = int(group.largest(np.array([int(ended.status)]))[0])
+    if ended.status is Status.SUCCESS and worst:
+        return ended._replace(status=Status(worst), message="another rank says so")
+    return ended._replace(status=Status(worst))
 
 
 class Workspace(Owner):
@@ -52,6 +61,7 @@ class Workspace(Owner):
         A: Its matrix.
         P: The matrix that its preconditioner is made from, or A.
         both_ways: Whether the KSP may be used for Aᵀ too, where its preconditioner lets it.
+        group: The processes that A is spread over.
 
     Attributes:
         tolerances: Those of the KSP, as it was configured.
@@ -60,8 +70,11 @@ class Workspace(Owner):
 
     owns = ("_x", "_b")
 
-    def __init__(self, PETSc: Any, ksp: Any, A: Any, P: Any, *, both_ways: bool):
+    def __init__(
+        self, PETSc: Any, ksp: Any, A: Any, P: Any, *, both_ways: bool, group: Group = ALONE
+    ):
         self.PETSc, self.ksp, self.A, self.P, self._both_ways = PETSc, ksp, A, P, both_ways
+        self.group = group
         self._x, self._b = A.createVecs()
         self._transposed: tuple[Any, list[Any], Database] | None = None
         self._stale = False  # whether Aᵀ has older values
@@ -83,7 +96,7 @@ class Workspace(Owner):
         raise NotImplementedError
 
     def holds(self, J: Any) -> bool:
-        """Tell whether these values are loaded."""
+        """Tell whether these values are loaded; of a matrix of several ranks, the own ones."""
         values = values_of(J)
         return self._loaded and all(
             a is b or np.array_equal(a, b) for a, b in zip(values, self._values, strict=True)
@@ -102,11 +115,12 @@ class Workspace(Owner):
     def nbytes(self) -> int:
         """Size of the factor, or of as much again as the matrix."""
         stored, pc = [self.P], self.ksp.getPC()
+        local = self.PETSc.Mat.InfoType.LOCAL
         if pc.getType() in FACTORS and not pc_failed(pc):
             stored.append(pc.getFactorMatrix())
         else:
             stored.append(self.P)
-        entries = sum(m.getInfo()["nz_used"] for m in stored if m.getType() != "python")
+        entries = sum(m.getInfo(local)["nz_used"] for m in stored if m.getType() != "python")
         return int(12 * entries)  # a double and a 32-bit index for each
 
     def solve(
@@ -117,34 +131,39 @@ class Workspace(Owner):
         transposed: bool,
         x0: np.ndarray | None = None,
     ) -> Ended:
-        """Solve `A x = b`, or `Aᵀ x = b`, and leave the KSP as it was configured."""
+        """Solve `A x = b`, or `Aᵀ x = b`."""
+        self._b.setArray(b)
+        if x0 is not None:
+            self._x.setArray(x0)
+        ended = self.run(tolerances, transposed=transposed, guess=x0 is not None)
+        return ended._replace(x=np.array(self._x.getArray(readonly=True)))
+
+    def run(self, tolerances: Tolerances, *, transposed: bool, guess: bool = False) -> Ended:
+        """Solve for what the vectors hold, and leave the KSP as it was configured."""
         ksp, options, solve = self._solver(transposed)
         guessed = ksp.getInitialGuessNonzero()
         _stop(ksp, tolerances)
-        self._b.setArray(b)
-        if x0 is None or ksp.getType() == "preonly":
-            ksp.setInitialGuessNonzero(False)
+        guess = guess and ksp.getType() != "preonly"
+        ksp.setInitialGuessNonzero(guess)
+        if not guess:
             self._x.set(0.0)
-        else:
-            ksp.setInitialGuessNonzero(True)
-            self._x.setArray(x0)
         try:
             with options(complete=True):
                 solve(self._b, self._x)
         finally:
             _stop(ksp, self.tolerances)
             ksp.setInitialGuessNonzero(guessed)
-        x = np.array(self._x.getArray(readonly=True))
-        return Ended(x, *ksp_ended(self.PETSc, ksp), ksp.getIterationNumber())
+        return Ended(None, *ksp_ended(self.PETSc, ksp), ksp.getIterationNumber())
 
     def solve_columns(self, B: np.ndarray, tolerances: Tolerances, *, transposed: bool) -> Ended:
         """Solve for the columns of B; at once, where the package gains by it."""
         ksp, _, solve = self._solver(transposed)
         together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
-        # PETSc's own factorisations go column by column anyway.
-        direct = ksp.getType() == "preonly" and pc.getType() in DIRECT
-        if direct and pc.getFactorSolverType() != "petsc" and hasattr(ksp, together):
+        # PETSc's own factorisations go column by column anyway, those on a GPU too.
+        direct = ksp.getType() == "preonly" and pc.getType() in DIRECT and ksp.comm.size == 1
+        gains = direct and pc.getFactorSolverType() not in ("petsc", "cusparse", "cuda")
+        if gains and hasattr(ksp, together):
             R = self.PETSc.Mat().createDense(
                 B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
             )
@@ -162,7 +181,7 @@ class Workspace(Owner):
         """Return the KSP, its options and its method for this direction."""
         if not transposed:
             return self.ksp, self.options, self.ksp.solve
-        if self._both_ways and transposable(self.ksp):
+        if self._both_ways and self._transposable():
             return self.ksp, self.options, self.ksp.solveTranspose
         if self._transposed is None:
             ksp, database = self.for_transpose()
@@ -179,6 +198,10 @@ class Workspace(Owner):
                 ksp.setUp()
             self._stale = False
         return ksp, database.present, ksp.solve
+
+    def _transposable(self) -> bool:
+        """Tell whether the KSP solves with Aᵀ: the parts of a preconditioner differ by rank."""
+        return self.group.every(transposable(self.ksp))
 
     def abandon(self) -> None:
         """Never use these objects again, and never destroy them."""
@@ -215,7 +238,7 @@ class OwnWorkspace(Workspace):
             A, P = create(PETSc, J, self._database.prefix)
             ksp = _made(PETSc, self._database, A, P)
         distinct = any(key.endswith(DISTINCT_SMOOTHERS) for key, _ in options)
-        super().__init__(PETSc, ksp, A, P, both_ways=not (changed or distinct))
+        super().__init__(PETSc, ksp, A, P, both_ways=not (changed or distinct), group=group_of(J))
 
     def replace(self, J):
         """Put new values into A, and into P."""
@@ -232,7 +255,7 @@ class OwnWorkspace(Workspace):
 
 
 def _made(PETSc: Any, database: Database, A: Any, P: Any) -> Any:
-    ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+    ksp = PETSc.KSP().create(A.getComm())
     ksp.setOperators(A, P)  # they decide the default preconditioner, whose options are read now
     ksp.setOptionsPrefix(database.prefix)
     ksp.setFromOptions()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backsolve.adjoint.condition import inverse_norm
-from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
 
 from ..quasidefinite.derivative import AtPoint, ByReduction, Reduced
 from .kkt import FactoredKKT

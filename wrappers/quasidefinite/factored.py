@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
 from backsolve.adjoint.pool import Pool, Workspace
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.store import default_limit

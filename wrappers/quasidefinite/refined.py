@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from backsolve.adjoint.operators import frobenius_norm
+from backsolve.adjoint.norms import frobenius_norm
 
 __all__ = ["CONSISTENT", "Refined"]
 

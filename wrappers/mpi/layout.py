@@ -1,0 +1,60 @@
+"""Which rank owns which entries: consecutive ones, in the order of the ranks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from .ranks import Ranks
+
+__all__ = ["Layout", "layout_of", "own_share"]
+
+
+class Layout:
+    """The distribution of N entries over ranks. Compared by identity, made once for equal starts.
+
+    Attributes:
+        ranks: The ranks.
+        starts: First entry of each rank, and N.
+        plans: What was made for this layout, by its users.
+    """
+
+    def __init__(self, ranks: Ranks, starts: tuple[int, ...]):
+        self.ranks, self.starts = ranks, np.array(starts)
+        self.plans: dict[Any, Any] = {}
+
+    @property
+    def start(self) -> int:
+        """First entry of this rank."""
+        return int(self.starts[self.ranks.rank])
+
+    @property
+    def count(self) -> int:
+        """How many entries this rank has."""
+        return int(self.starts[self.ranks.rank + 1]) - self.start
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return int(self.starts[-1])
+
+
+def layout_of(ranks: Ranks, count: int) -> Layout:
+    """Return the layout in which this rank has so many entries; collective."""
+    counts = ranks.comm.allgather(count)
+    return _layout(ranks, (0, *np.cumsum(counts).tolist()))
+
+
+def own_share(ranks: Ranks, total: int) -> int:
+    """Return how many of N entries are this rank's, if it is nobody's choice: as many as others'.
+
+    The first ranks have one more where that does not come out even, as in PETSc.
+    """
+    return total // ranks.size + (ranks.rank < total % ranks.size)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(ranks: Ranks, starts: tuple[int, ...]) -> Layout:
+    return Layout(ranks, starts)
