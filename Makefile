@@ -1,10 +1,10 @@
 # `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help environment petsc demo test lint bench bench-peers clean
+.PHONY: help environment petsc demo test lint bench bench-peers bench-scaling image clean
 BIN := .venv/bin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 environment: ## make .venv and install backsolve and the tools into it
 	@docker/bootstrap.sh main
@@ -17,11 +17,12 @@ demo: environment ## run examples/quickstart.py
 	@$(BIN)/python examples/quickstart.py
 
 test: lint petsc ## the checks, every test, and again what depends on the versions of JAX and PETSc
+	@docker/bootstrap.sh slurm
 	@echo "==> pytest"
 	@$(BIN)/pytest
 	@docker/bootstrap.sh versions
 
-lint: environment ## ruff, pyright, import-linter
+lint: environment ## ruff, pyright, import-linter, shellcheck, hadolint
 	@echo "==> ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "==> ruff format --check"
@@ -30,6 +31,10 @@ lint: environment ## ruff, pyright, import-linter
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@echo "==> lint-imports"
 	@$(BIN)/lint-imports --no-logo
+	@echo "==> shellcheck"
+	@$(BIN)/shellcheck $(wildcard docker/*.sh docker/*/*.sh)
+	@echo "==> hadolint"
+	@$(BIN)/hadolint $(wildcard docker/Dockerfile*)
 
 bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmarks/results
 	@echo "==> benchmarks"
@@ -44,6 +49,13 @@ bench-peers: ## quadratic and cone programs beside other packages, in .venv-peer
 	@.venv-peers/bin/python tests/benchmarks/bench_quadratic.py
 	@echo "==> tests/benchmarks/bench_conic.py"
 	@.venv-peers/bin/python tests/benchmarks/bench_conic.py
+
+bench-scaling: petsc ## solves over one, two and four MPI ranks, and a projection to many (ten minutes)
+	@echo "==> tests/benchmarks/scaling.py"
+	@$(BIN)/python tests/benchmarks/scaling.py
+
+image: ## build and test the image backsolve:cpu, with docker, podman or buildah
+	@docker/build.sh
 
 clean: ## remove the environments, caches and build products
 	@echo "==> clean"

@@ -7,6 +7,7 @@
 #                                      pyproject.toml admits, in .venv-oldest, and with the newest,
 #                                      in .venv-newest, where the Python of .venv is too old for it;
 #                                      and those marked petsc with the oldest PETSc, in .venv-oldest
+#   docker/bootstrap.sh slurm          install what tests/test_slurm.py starts, where that is for us to do
 #   docker/bootstrap.sh peers          make .venv-peers: backsolve, and the packages it is compared with
 #
 # PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
@@ -162,6 +163,23 @@ versions() {
     fi
 }
 
+# A Slurm of one machine, and what stands in for a container there.
+SLURM_NEEDS=(munge slurmctld slurmd slurm-client bubblewrap)
+
+slurm() {
+    local missing=() program
+    for program in munged slurmctld slurmd srun bwrap; do
+        PATH=$PATH:/usr/sbin command -v "$program" >/dev/null || missing+=("$program")
+    done
+    if [ "${#missing[@]}" -eq 0 ]; then
+        say "Slurm: is there"
+    elif [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        install_system "${SLURM_NEEDS[@]}"
+    else # the other tests need nobody to install it
+        say "Slurm: its tests are skipped, ${missing[*]} not found"
+    fi
+}
+
 # These versions work together; newer ones of JAX are untried with them, newer ones of lineax break
 # diffqcp, which needs Python 3.12.
 PEERS=(
@@ -179,6 +197,7 @@ case ${1:-} in
         environment .venv "$python" dev
         petsc_newest
         ;;
+    slurm) slurm ;;
     versions) versions ;;
     peers)
         python=$(newer_python)

@@ -9,6 +9,9 @@ PETSC_OLDEST_PACKAGE=libpetsc-real3.18-dev
 PETSC_NEEDS=(gcc libc6-dev make libopenmpi-dev openmpi-bin liblapack-dev libblas-dev)
 # Neither Fortran, C++ nor windows are of use here, and a wheel without them runs on more machines.
 PETSC_OPTIONS="--with-fc=0 --with-cxx=0 --with-x=0 COPTFLAGS=-O2"
+# On NVIDIA GPUs, C++ is needed. Where CUDA is, and for which GPUs, whoever compiles it says.
+# shellcheck disable=SC2034 # used by cuda.sh and petsc_wheels.sh
+PETSC_CUDA_OPTIONS="--with-cuda --with-fc=0 --with-x=0 COPTFLAGS=-O2 CXXOPTFLAGS=-O2 CUDAOPTFLAGS=-O2"
 
 # petsc_newest: .venv gets the newest PETSc, or petsc4py for the one that PETSC_DIR names.
 petsc_newest() {

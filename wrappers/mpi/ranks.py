@@ -26,6 +26,7 @@ from backsolve.adjoint.status import InputError, SolverError, Status
 __all__ = ["Ranks"]
 
 _END = "the end of the program"
+_ARRIVED = 1  # tag of the messages that say so
 _SPIN = 2e-3  # seconds for which a rank waits without sleeping
 _PATIENCE = 30.0  # seconds that a rank which failed waits to tell the others, before it ends them
 
@@ -51,7 +52,8 @@ class Ranks(Group):
         self.rank, self.size = self.comm.rank, self.comm.size
         self.timeout: float | None = None
         self.failures = 0
-        self._serial = self._meetings = 0
+        self._serial = 0
+        self._arrival: Any = None  # the last word to rank 0, if there is a timeout
         atexit.register(self._end)  # runs before mpi4py's own, which was registered earlier
 
     # Meetings
@@ -75,17 +77,18 @@ class Ranks(Group):
 
     def meet(self, call: str, note: str = "") -> None:
         """Wait for the others, and see that they are in the same call."""
-        self._meetings += 1
         if self.timeout is not None and self.rank:
-            self.comm.isend((self.rank, self._meetings), dest=0)
+            if self._arrival is not None:
+                self._arrival.wait()
+            self._arrival = self.comm.isend(self.rank, dest=0, tag=_ARRIVED)
         digest = int.from_bytes(hashlib.blake2b(call.encode(), digest_size=7).digest(), "little")
         seen = np.array([digest, -digest])
         self._wait(self.comm.Iallreduce(self._MPI.IN_PLACE, seen, self._MPI.MAX), call)
         if seen[0] != -seen[1]:
             raise _differ(self.comm.allgather((call, note)), self.rank)
         if self.timeout is not None and self.rank == 0:
-            for _ in range(1, self.size):
-                self.comm.recv()
+            for rank in range(1, self.size):
+                self.comm.recv(source=rank, tag=_ARRIVED)
 
     def _leave(self, call: str, error: BaseException | None) -> None:
         failed = np.array([error is not None, error is None], np.int8)  # some failed, some did not
@@ -119,8 +122,8 @@ class Ranks(Group):
         if self.rank:
             return ", and rank 0, which would know for whom, has not come or has no word"
         here = {0}
-        while self.comm.iprobe():
-            here.add(self.comm.recv()[0])
+        while self.comm.iprobe(tag=_ARRIVED):
+            here.add(self.comm.recv(tag=_ARRIVED))
         return f"; no word from {_listed(sorted(set(range(self.size)) - here))}"
 
     def _give_up(self, message: str) -> None:

@@ -53,13 +53,14 @@ class RowsOperator(Operator):
 
     def matvec(self, operands, v):
         """Return the own entries of `A v`, and the token."""
-        v, token = v[:-1], tied(v[-1:], operands[0])
+        v, token = v[:-1], v[-1:]
         others, token = exchanged(self.ghosts, v, token)
         terms = operands[0] * jnp.concatenate([v, others])[self.columns.numbers]
         rows = self.pattern.rows
         product = jax.ops.segment_sum(
             terms, rows, num_segments=self.layout.count, indices_are_sorted=True
         )
+        # What Aᵀ exchanges depends on the entries of A, also on a rank that has none.
         return jnp.concatenate([product, tied(token, operands[0])])
 
     def host(self, operands):

@@ -5,7 +5,7 @@ may differ from rank to rank, as where only one of them has measurements, but wh
 reaches the loss, it depends on the token everywhere, and all ranks take part in its derivative.
 Two calls that it does not chain are taken for a mistake.
 
-That calls keep the order of the program is due to an ordered effect, see `adjoint.jax_compat`.
+That calls keep the order of the program is due to an effect, see `adjoint.jax_compat.order`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """NVIDIA GPUs: what this build of PETSc and this machine have of them, and types that live there.
 
-Quirks: a build with CUDA starts where there is no GPU, and fails when the first object is made on
-one. Its code is for the GPUs that it was configured for; on another, the first kernel fails. If MPI
-cannot send from a GPU, PETSc ends the process at the first touch of one, unless it was told before
-that MPI need not (`arguments`). JAX takes three quarters of a GPU's memory when it starts, and
-PETSc has the rest, unless XLA_PYTHON_CLIENT_PREALLOCATE=false.
+Quirks: a build with CUDA starts where there is no GPU, fails when the first object is made on one,
+and then crashes at exit (PETSc 3.26): so CUDA is asked first, and not PETSc. Its code is for the
+GPUs that it was configured for; on another, the first kernel fails. If MPI cannot send from a GPU,
+PETSc ends the process at the first touch of one, unless it was told before that MPI need not
+(`arguments`). JAX takes three quarters of a GPU's memory when it starts, and PETSc has the rest,
+unless XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from collections.abc import Mapping
@@ -84,6 +86,9 @@ def device(PETSc: Any) -> Device:
             "install one that was configured with --with-cuda (docker/cuda.sh makes one; PETSC_DIR "
             "and PETSC_ARCH choose it), or leave the option out",
         )
+    unseen = _unseen()
+    if unseen:
+        return _absent(unseen)
     vector = PETSc.Vec()
     try:
         vector.create(PETSc.COMM_SELF)
@@ -116,9 +121,13 @@ def described(error: Exception) -> Device:
         return Device(
             WRONG_BUILD, f"this PETSc was built for other GPUs than the one here ({what})", _REBUILD
         )
+    return _absent(what)
+
+
+def _absent(why: str) -> Device:
     return Device(
         ABSENT,
-        f"this PETSc was built with CUDA, but there is no GPU that it can use ({what})",
+        f"this PETSc was built with CUDA, but there is no GPU that it can use ({why})",
         "run where nvidia-smi lists one (a container needs --gpus all, or --nv; "
         "CUDA_VISIBLE_DEVICES may hide it), or leave the option out",
     )
@@ -162,6 +171,22 @@ def on_gpu(options: Mapping[str, str]) -> str:
 def _has_cuda(PETSc: Any) -> bool:
     known = getattr(PETSc.Sys, "hasExternalPackage", None)  # not before petsc4py 3.19
     return known is not None and known("cuda")
+
+
+def _unseen() -> str:
+    """Return why CUDA sees no GPU; nothing if it sees one, or cannot be asked."""
+    with open("/proc/self/maps") as maps:  # PETSc has loaded it, from wherever it is
+        paths = {line.split()[-1] for line in maps if "/libcudart.so" in line}
+    if not paths:
+        return ""
+    cuda, count = ctypes.CDLL(sorted(paths)[0]), ctypes.c_int()
+    code = cuda.cudaGetDeviceCount(ctypes.byref(count))
+    if not code:
+        return "" if count.value else "it sees none"
+    cuda.cudaGetLastError()  # otherwise, the next call reports it again
+    cuda.cudaGetErrorName.restype = cuda.cudaGetErrorString.restype = ctypes.c_char_p
+    name, words = cuda.cudaGetErrorName(code), cuda.cudaGetErrorString(code)
+    return f"cuda error {code}, {name.decode()}: {words.decode()}"
 
 
 def _cuda_said(error: Exception) -> str:

@@ -19,6 +19,7 @@ from ..mpi.exchanges import Gathered
 from ..mpi.layout import Layout, layout_of, own_share
 from ..mpi.rows import OwnRows, rows_operator
 from ..mpi.token import begin
+from .library import check_mpi
 from .started import solve_from
 
 __all__ = ["distributed_ksp"]
@@ -40,6 +41,7 @@ def distributed_ksp(
     ranks = ranks_of(comm)
     token = begin(token, ranks)
     jax.effects_barrier()  # a program that was started before may still be in a call of its own
+    check_mpi()
     with ranks.call(lambda: f"petsc.ksp(replicated={replicated}, x0={x0 is not None})"):
         matrix = _matrix(A)
         b = jnp.asarray(real_array(b, "b", ndim=(1, 2)))

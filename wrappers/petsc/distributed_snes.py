@@ -28,6 +28,7 @@ from ..mpi.exchanges import Ghosts, checked_indices
 from ..mpi.layout import Layout, layout_of
 from ..mpi.rows import OwnRows, RowsOperator, rows_operator
 from ..mpi.token import begin
+from .library import check_mpi
 from .newton import System
 from .snes import SNES
 
@@ -172,6 +173,7 @@ def distributed_snes(
     ranks = ranks_of(comm)
     token = begin(token, ranks)
     jax.effects_barrier()  # a program that was started before may still be in a call of its own
+    check_mpi()
     with ranks.call(lambda: "petsc.snes"):
         x0 = jax.lax.stop_gradient(jnp.asarray(real_array(x0, "x0", ndim=1)))
         _, tree = as_leaves((params, x0, token))

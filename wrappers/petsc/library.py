@@ -22,7 +22,7 @@ from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 from . import device
 from .owner import destroy_all, empty
 
-__all__ = ["entered", "petsc"]
+__all__ = ["check_mpi", "entered", "petsc"]
 
 _lock = threading.RLock()
 _closed = False
@@ -55,6 +55,28 @@ def petsc() -> Any:
         )
     atexit.register(_close)  # runs before PETSc's own, which was registered earlier
     return PETSc
+
+
+@functools.cache
+def check_mpi() -> None:
+    """See that PETSc and mpi4py use one MPI.
+
+    Raises:
+        SolverBroken: If they do not.
+    """
+    MPI = require("mpi4py.MPI")
+    with entered() as PETSc:
+        try:
+            same = PETSc.COMM_WORLD.tompi4py() == MPI.COMM_WORLD
+        except (ImportError, NotImplementedError):  # petsc4py knows nothing of mpi4py
+            same = False
+    if not same:
+        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+        raise SolverBroken(
+            f"mpi4py uses {library}, and petsc4py another MPI, or none: install both for one MPI "
+            "(pip install --no-cache-dir --no-binary mpi4py,petsc4py mpi4py petsc4py, with its "
+            "mpicc first in PATH)"
+        )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from backsolve.adjoint.status import Status
 from backsolve.adjoint.store import Entry
 
 from .buffers import CudaBuffers, HostBuffers
+from .device import require
 from .errors import failed
 from .library import entered
 from .pool import Pool
@@ -61,6 +62,7 @@ class KSPOnDevice(OnDevice):
     def entered(self, context: Any) -> Iterator[Session]:
         """Enter PETSc once the buffers are filled; leave it when the results are there."""
         with entered() as PETSc:
+            require(PETSc, dict(self.solver.options))
             session = _Session(self, PETSc, _BUFFERS[self.platform](PETSc))
             session.buffers.filled(context)
             try:

@@ -54,7 +54,9 @@ def ksp(
             be traced; a dense array; or a linear JAX function `v ↦ A v` of arrays shaped like b.
         b: `(n,)` or `(n, k)` real; for a function A of any shape.
         options: PETSc's options under their own names and with their own defaults, of any KSP and
-            PC type that the build has. `ksp_rtol` is 1e-5 unless it is given.
+            PC type that the build has. `ksp_rtol` is 1e-5 unless it is given. `{"mat_type":
+            "aijcusparse", "vec_type": "cuda"}` computes on a GPU; there, in a jitted program, a
+            sparse A and b reach PETSc where JAX has them.
         x0: Initial guess, shaped like b. Nothing is differentiated through it.
         vecmat: `v ↦ Aᵀ v` for a function A; by default its linear transpose.
         pmat: Sparse matrix that the preconditioner is made from, for a function A. Its values may
@@ -66,7 +68,10 @@ def ksp(
             x are `(n_own,)`. All ranks run the same program. The total loss is the sum of the
             ranks' own: each seeds its own, and gets its own part of the derivative. A parameter
             that several ranks use goes through `backsolve.mpi.replicated`.
-        token: What the collective call before this one returned beside its result.
+        token: What the collective call before this one returned beside its result: a zero that
+            chains collective calls. All ranks must take part in a derivative. Where a rank's own
+            loss may not depend on x, as if others have the measurements, let the token reach it:
+            `loss + token`, or `loss, token = mpi.allreduce(loss, comm=comm, token=token)`.
         replicated: Every rank has all of b and x, and all of A or its own rows. All compute the
             same loss, and each gets the derivative of it: of all that it gave.
         full_output: Return the `Solution` with value, status and stats.
@@ -158,7 +163,7 @@ def snes(
             ranks go through `backsolve.mpi.replicated`.
         ghosts: Which entries of other ranks the residual needs, by their numbers in all of x:
             `residual(x, params)` gets the own entries followed by these.
-        token: What the collective call before this one returned beside its result.
+        token: What the collective call before this one returned beside its result, see `ksp`.
         full_output: Return the `Solution` with value, status and stats.
         **policy: Fields of `backsolve.Policy` for this call.
 

@@ -1,0 +1,44 @@
+"""Every private or unstable touch of JAX, each with its reason.
+
+Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repair belongs here:
+rules of primitives (`rules`), arrays that cross to the host (`arrays`), primitives that are
+computed there (`primitives`), the order of those that are collective (`order`), and JAX functions
+that the host calls back (`nested`).
+"""
+
+from .arrays import owned
+from .nested import NestedFunction, nested_device
+from .primitives import host_primitive, identity_primitive, jax_primitive
+from .rules import (
+    current_trace,
+    define_batching,
+    define_jvp,
+    define_transpose,
+    hoist,
+    in_front,
+    is_traced,
+    is_undefined_primal,
+    is_zero,
+    user_context,
+    zero_tangent,
+)
+
+__all__ = [
+    "NestedFunction",
+    "current_trace",
+    "define_batching",
+    "define_jvp",
+    "define_transpose",
+    "hoist",
+    "host_primitive",
+    "identity_primitive",
+    "in_front",
+    "is_traced",
+    "is_undefined_primal",
+    "is_zero",
+    "jax_primitive",
+    "nested_device",
+    "owned",
+    "user_context",
+    "zero_tangent",
+]
