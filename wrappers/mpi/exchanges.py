@@ -18,7 +18,7 @@ from backsolve.adjoint.status import InputError
 from .layout import Layout
 from .ranks import Ranks
 
-__all__ = ["Gathered", "Ghosts", "Summed"]
+__all__ = ["Gathered", "Ghosts", "Summed", "checked_indices", "gathered", "ghosts_of"]
 
 
 class Ghosts(Exchange):
@@ -28,10 +28,7 @@ class Ghosts(Exchange):
 
     Args:
         layout: Who owns which entry of x.
-        indices: The entries wanted, by their number in all of x.
-
-    Raises:
-        InputError: If an index is out of range, or there twice; on that rank.
+        indices: The entries wanted, by their number in all of x, see `checked_indices`.
     """
 
     title = "the exchange of ghosts"
@@ -75,23 +72,6 @@ class Ghosts(Exchange):
         for request in requests:
             request.Wait()
         return [(receive[r], incoming[r]) for r in sorted(receive)]
-
-
-def checked_indices(layout: Layout, indices: np.ndarray) -> np.ndarray:
-    """Return the indices of ghosts as integers.
-
-    Raises:
-        InputError: If an index is out of range, or there twice.
-    """
-    array = np.asarray(indices)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise InputError(f"ghosts must be a vector of indices, found {array.dtype}{array.shape}")
-    array = array.astype(np.int64)
-    if array.size and not (array.min() >= 0 and array.max() < layout.total):
-        raise InputError(f"ghosts holds an index outside of the {layout.total} entries of x")
-    if np.unique(array).size != array.size:
-        raise InputError("ghosts holds an index twice")
-    return array
 
 
 class Gathered(Exchange):
@@ -140,3 +120,30 @@ class Summed(Exchange):
     def backward(self, y):
         """Return y."""
         return y
+
+
+def ghosts_of(layout: Layout, indices: np.ndarray) -> Ghosts:
+    """Return the exchange of these ghosts; collective."""
+    return layout.plan(("ghosts", indices.tobytes()), lambda: Ghosts(layout, indices))
+
+
+def gathered(layout: Layout) -> Gathered:
+    """Return the gathering of all entries; collective."""
+    return layout.plan("gathered", lambda: Gathered(layout))
+
+
+def checked_indices(layout: Layout, indices: np.ndarray) -> np.ndarray:
+    """Return the indices of ghosts as integers.
+
+    Raises:
+        InputError: If an index is out of range, or there twice.
+    """
+    array = np.asarray(indices)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(f"ghosts must be a vector of indices, found {array.dtype}{array.shape}")
+    array = array.astype(np.int64)
+    if array.size and not (array.min() >= 0 and array.max() < layout.total):
+        raise InputError(f"ghosts holds an index outside of the {layout.total} entries of x")
+    if np.unique(array).size != array.size:
+        raise InputError("ghosts holds an index twice")
+    return array

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backsolve.adjoint.exchange import Exchange, exchanged
+from backsolve.adjoint.exchange import exchanged
 from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.status import InputError
 
 from .communicator import ranks_of
-from .exchanges import Gathered, Ghosts, Summed, checked_indices
+from .exchanges import Summed, checked_indices, gathered, ghosts_of
 from .layout import layout_of
 from .ranks import Ranks
 from .token import begin
@@ -44,10 +44,7 @@ def ghosts(x: Any, indices: Any, *, comm: Any, token: Any = None) -> tuple[jax.A
     layout = layout_of(ranks, x.size)
     with ranks.call(lambda: "mpi.ghosts: indices"):
         wanted = checked_indices(layout, indices)
-    key = ("ghosts", wanted.tobytes())
-    if not ranks.every(key in layout.plans):
-        layout.plans[key] = Ghosts(layout, wanted)
-    y, token = exchanged(layout.plans[key], x, token)
+    y, token = exchanged(ghosts_of(layout, wanted), x, token)
     return y, token[0]
 
 
@@ -74,7 +71,7 @@ def gather(x: Any, *, comm: Any, token: Any = None) -> tuple[jax.Array, Any]:
     with ranks.call(lambda: "mpi.gather"):
         x = jnp.asarray(real_array(x, "x", ndim=1))
     layout = layout_of(ranks, x.size)
-    y, token = exchanged(_planned(layout, "gathered", lambda: Gathered(layout)), x, token)
+    y, token = exchanged(gathered(layout), x, token)
     return y, token[0]
 
 
@@ -134,19 +131,13 @@ def _summed(tree: Any, comm: Any, token: Any, name: str, *, transposed: bool) ->
             "ranks must have arrays of the same shapes"
         )
     layout = layout_of(ranks, flat.size)
-    plan = _planned(layout, "summed", lambda: Summed(ranks, flat.size))
+    plan = layout.plan("summed", lambda: Summed(ranks, flat.size))
     flat, token = exchanged(plan, flat, token, transposed=transposed)
     parts, at = [], 0
     for a in leaves:
         parts.append(flat[at : at + a.size].reshape(a.shape).astype(a.dtype))
         at += a.size
     return jax.tree.unflatten(treedef, parts), token[0]
-
-
-def _planned(layout: Any, key: str, make: Any) -> Exchange:
-    if key not in layout.plans:  # nothing collective in making it
-        layout.plans[key] = make()
-    return layout.plans[key]
 
 
 def _begin(comm: Any, token: Any) -> tuple[Ranks, Any]:

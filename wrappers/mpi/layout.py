@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .ranks import Ranks
 
 __all__ = ["Layout", "layout_of", "own_share"]
+
+Plan = TypeVar("Plan")
+
+_PLANS = 256
 
 
 class Layout:
@@ -18,12 +23,22 @@ class Layout:
     Attributes:
         ranks: The ranks.
         starts: First entry of each rank, and N.
-        plans: What was made for this layout, by its users.
     """
 
     def __init__(self, ranks: Ranks, starts: tuple[int, ...]):
         self.ranks, self.starts = ranks, np.array(starts)
-        self.plans: dict[Any, Any] = {}
+        self._plans: dict[Hashable, Any] = {}
+
+    def plan(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
+        """Return what was made for this layout under a key, or have all ranks make it; collective.
+
+        Making it may be collective. The latest are kept.
+        """
+        if not self.ranks.every(key in self._plans):
+            self._plans[key] = make()
+            while len(self._plans) > _PLANS:
+                self._plans.pop(next(iter(self._plans)))
+        return self._plans[key]
 
     @property
     def start(self) -> int:

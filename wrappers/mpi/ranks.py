@@ -23,7 +23,7 @@ from backsolve.adjoint.group import Group
 from backsolve.adjoint.norms import column_norms, frobenius_norm
 from backsolve.adjoint.status import InputError, SolverError, Status
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "end_first"]
 
 _END = "the end of the program"
 _ARRIVED = 1  # tag of the messages that say so
@@ -54,7 +54,13 @@ class Ranks(Group):
         self.failures = 0
         self._serial = 0
         self._arrival: Any = None  # the last word to rank 0, if there is a timeout
-        atexit.register(self._end)  # runs before mpi4py's own, which was registered earlier
+        _all.append(self)
+        end_first()
+
+    @property
+    def finalized(self) -> bool:
+        """Whether MPI has ended."""
+        return self._MPI.Is_finalized()
 
     # Meetings
 
@@ -75,20 +81,25 @@ class Ranks(Group):
             raise
         self._leave(words, None)
 
-    def meet(self, call: str, note: str = "") -> None:
+    def meet(self, call: str) -> None:
         """Wait for the others, and see that they are in the same call."""
         if self.timeout is not None and self.rank:
             if self._arrival is not None:
                 self._arrival.wait()
             self._arrival = self.comm.isend(self.rank, dest=0, tag=_ARRIVED)
-        digest = int.from_bytes(hashlib.blake2b(call.encode(), digest_size=7).digest(), "little")
-        seen = np.array([digest, -digest])
-        self._wait(self.comm.Iallreduce(self._MPI.IN_PLACE, seen, self._MPI.MAX), call)
-        if seen[0] != -seen[1]:
-            raise _differ(self.comm.allgather((call, note)), self.rank)
+        request, seen = self._announced(call)
+        self._wait(request, call)
         if self.timeout is not None and self.rank == 0:
             for rank in range(1, self.size):
                 self.comm.recv(source=rank, tag=_ARRIVED)
+        if seen[0] != -seen[1]:
+            raise _differ(self.comm.allgather((call, "")))
+
+    def _announced(self, call: str) -> tuple[Any, np.ndarray]:
+        """Begin a meeting: return its request, and opposite numbers if all say the same."""
+        digest = int.from_bytes(hashlib.blake2b(call.encode(), digest_size=7).digest(), "little")
+        seen = np.array([digest, -digest])
+        return self.comm.Iallreduce(self._MPI.IN_PLACE, seen, self._MPI.MAX), seen
 
     def _leave(self, call: str, error: BaseException | None) -> None:
         failed = np.array([error is not None, error is None], np.int8)  # some failed, some did not
@@ -130,16 +141,15 @@ class Ranks(Group):
         print(f"backsolve: {message}; all ranks are ended", file=sys.stderr, flush=True)
         self.comm.Abort(1)
 
-    def _end(self) -> None:
-        """Let ranks that are still in a call know that this one will not come."""
-        if self._MPI.Is_finalized():
-            return
-        error = getattr(sys, "last_value", None)
-        note = "" if error is None else _in_words(error)
+    def ended(self, note: str) -> Iterator[bool]:
+        """Let ranks that are in a call know that this one will not come; yields until all ended."""
         while True:
-            with contextlib.suppress(InputError, SolverError):
-                self.meet(_END, note)
+            request, seen = self._announced(_END)
+            while not request.Test():
+                yield False
+            if seen[0] == -seen[1]:
                 return
+            self.comm.allgather((_END, note))  # what they raise, see `_differ`
 
     # Decisions
 
@@ -151,9 +161,8 @@ class Ranks(Group):
         """Return the largest numbers; NaN counts for more."""
         numbers = np.asarray(numbers, np.float64)
         # MPI leaves the maximum with NaN undefined.
-        found = self._reduced(
-            np.stack([np.nan_to_num(numbers, nan=-np.inf), np.isnan(numbers)]), self._MPI.MAX
-        )
+        nan = np.isnan(numbers)
+        found = self._reduced(np.stack([np.where(nan, -np.inf, numbers), nan]), self._MPI.MAX)
         return np.where(found[1] > 0, np.nan, found[0])
 
     def every(self, flag):
@@ -211,6 +220,29 @@ class Ranks(Group):
         return result
 
 
+_all: list[Ranks] = []
+
+
+def end_first() -> None:
+    """Have the ranks meet at the end of the program before libraries do.
+
+    Their own ends, of PETSc's for one, are collective, and wait for ranks that are in a call of
+    ours. What is registered last runs first.
+    """
+    atexit.unregister(_end_all)
+    atexit.register(_end_all)
+
+
+def _end_all() -> None:
+    error = getattr(sys, "last_value", None)
+    note = "" if error is None else _in_words(error)
+    # At once, as it is not known in which communicator the others wait.
+    waiting = [ranks.ended(note) for ranks in _all if not ranks.finalized]
+    while waiting:
+        waiting = [ended for ended in waiting if next(ended, True) is False]
+        time.sleep(1e-3)
+
+
 def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -220,7 +252,7 @@ def _listed(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {shown}"
 
 
-def _differ(calls: Sequence[tuple[str, str]], rank: int) -> Exception:
+def _differ(calls: Sequence[tuple[str, str]]) -> Exception:
     """Return the error for ranks that are in different calls."""
     where: dict[str, list[int]] = {}
     for other, (call, _) in enumerate(calls):

@@ -99,13 +99,14 @@ class _Columns:
 
 def rows_operator(pattern: Pattern, layout: Layout) -> RowsOperator:
     """Return the operator of own rows; collective, made once for a pattern and a layout."""
-    if not layout.ranks.every(pattern in layout.plans):
+
+    def make() -> RowsOperator:
         own = (pattern.indices >= layout.start) & (pattern.indices < layout.start + layout.count)
         wanted = np.unique(pattern.indices[~own]).astype(np.int64)
         columns = _Columns(pattern, layout, wanted)
-        operator = RowsOperator(pattern, layout, Ghosts(layout, wanted), columns)
-        layout.plans[pattern] = operator
-    return layout.plans[pattern]
+        return RowsOperator(pattern, layout, Ghosts(layout, wanted), columns)
+
+    return layout.plan(pattern, make)
 
 
 @jax.tree_util.register_pytree_node_class

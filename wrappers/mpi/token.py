@@ -48,6 +48,8 @@ def begin(token: Any, ranks: Ranks) -> Any:
         return jnp.zeros(1)
     if getattr(token, "shape", None) != () or not is_real(getattr(token, "dtype", object)):
         raise InputError(
-            f"token must be what an earlier call with comm= returned, found {type(token).__name__}"
+            "token must be what an earlier call with comm= returned, a number, found "
+            f"{type(token).__name__} of shape {getattr(token, 'shape', None)} (of those of a vmap, "
+            "take one)"
         )
     return jnp.reshape(token, 1)

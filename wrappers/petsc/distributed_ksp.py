@@ -15,7 +15,7 @@ from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
 from ..mpi.communicator import ranks_of
-from ..mpi.exchanges import Gathered
+from ..mpi.exchanges import Gathered, gathered
 from ..mpi.layout import Layout, layout_of, own_share
 from ..mpi.rows import OwnRows, rows_operator
 from ..mpi.token import begin
@@ -50,14 +50,14 @@ def distributed_ksp(
             if x0.shape != b.shape:
                 raise InputError(f"x0 has shape {x0.shape}, but b has shape {b.shape}")
     rows, total = matrix.shape
-    whole = replicated and rows == total and (ranks.size == 1 or not ranks.some(rows < total))
+    whole = replicated and ranks.every(rows == total)
     layout = layout_of(ranks, own_share(ranks, total) if whole else rows)
     with ranks.call(lambda: f"petsc.ksp: {total} columns"):
         _check(layout, matrix, b, replicated)
     if whole:
         matrix, token = _own_part(layout, matrix, token)
-    everybody = _gathered(layout)
     if replicated:
+        everybody = gathered(layout)
         b, token = _each(everybody, b, token, transposed=True)
         if x0 is not None:
             x0, _ = _each(everybody, x0, jnp.zeros(1), transposed=True)
@@ -107,14 +107,10 @@ def _own_part(layout: Layout, matrix: CSR, token: Any) -> tuple[CSR, Any]:
     entries = layout_of(
         layout.ranks, int(bounds[layout.ranks.rank + 1] - bounds[layout.ranks.rank])
     )
-    data, token = exchanged(_gathered(entries), matrix.data, token, transposed=True)
+    data, token = exchanged(gathered(entries), matrix.data, token, transposed=True)
     indptr = p.indptr[layout.start : stop + 1] - p.indptr[layout.start]
     own = slice(p.indptr[layout.start], p.indptr[stop])
     return CSR(data, p.indices[own], indptr, (layout.count, layout.total)), token
-
-
-def _gathered(layout: Layout) -> Gathered:
-    return layout.plans.setdefault("gathered", Gathered(layout))
 
 
 def _each(everybody: Gathered, v: Any, token: Any, *, transposed: bool = False) -> tuple[Any, Any]:

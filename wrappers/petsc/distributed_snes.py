@@ -24,7 +24,7 @@ from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 
 from ..mpi.communicator import ranks_of
-from ..mpi.exchanges import Ghosts, checked_indices
+from ..mpi.exchanges import Ghosts, checked_indices, ghosts_of
 from ..mpi.layout import Layout, layout_of
 from ..mpi.rows import OwnRows, RowsOperator, rows_operator
 from ..mpi.token import begin
@@ -185,10 +185,7 @@ def distributed_snes(
             raise InputError(
                 f"ghosts holds entry {indices[own][0]}, which is rank {ranks.rank}'s own"
             )
-    key = ("ghosts", indices.tobytes())
-    if not ranks.every(key in layout.plans):
-        layout.plans[key] = Ghosts(layout, indices)
-    plan = layout.plans[key]
+    plan = ghosts_of(layout, indices)
     size = x0.size + indices.size
     with ranks.call(lambda: "petsc.snes: residual"):
         _check_residual(residual, tree, size, x0)
@@ -199,12 +196,11 @@ def distributed_snes(
                 f"{x0.size} own entries and {indices.size} ghosts: {(x0.size, size)}"
             )
         found = given or _detected(residual, tree, size, x0.dtype)
-    key = (residual, tree, indices.tobytes(), found)
-    if not ranks.every(key in layout.plans):
-        layout.plans[key] = OwnEquations(residual, tree, layout, plan, indices, found)
-    solver = DistributedSNES(
-        residual, options or (), adjoint_options or (), equations=layout.plans[key]
+    equations = layout.plan(
+        (residual, tree, indices.tobytes(), found),
+        lambda: OwnEquations(residual, tree, layout, plan, indices, found),
     )
+    solver = DistributedSNES(residual, options or (), adjoint_options or (), equations=equations)
     result = solve(solver, (params, x0, token), full_output=full_output, **policy)
     x, token = result.value if full_output else result
     return (dataclasses.replace(result, value=x) if full_output else x), token[0]

@@ -19,6 +19,7 @@ import numpy as np
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 
+from ..mpi.ranks import end_first
 from . import device
 from .owner import destroy_all, empty
 
@@ -54,6 +55,7 @@ def petsc() -> Any:
             "choose a build with real scalars in double precision (PETSC_DIR, PETSC_ARCH)"
         )
     atexit.register(_close)  # runs before PETSc's own, which was registered earlier
+    end_first()
     return PETSc
 
 
