@@ -33,7 +33,9 @@ cluster_options() {
     # Quoted twice, since PETSc's setup.py unquotes once, and its shell once more.
     local flags="'${PETSC_FLAGS:--O3}'"
     printf '"%s"\n' "COPTFLAGS=$flags" "CXXOPTFLAGS=$flags" "FOPTFLAGS=$flags"
-    printf '%s\n' --with-x=0 --with-sowing=0 --with-fortran-bindings=0 --with-metis=1 \
+    # make, as PETSc calls it, waits for other programs on a machine that is busy.
+    printf '%s\n' --with-make-load=1000 --with-x=0 --with-sowing=0 --with-fortran-bindings=0 \
+        --with-metis=1 \
         --with-suitesparse-include=/usr/include/suitesparse \
         "--with-suitesparse-lib=$(linked spqr umfpack klu cholmod btf ccolamd colamd camd amd \
             suitesparseconfig)"

@@ -26,6 +26,7 @@ OPTIONS = {
     "learned_conjugate_gradient.py": "--steps=5",
     "learned_preconditioner.py": "--steps=3",
     "physics_informed_ode.py": "--steps=5",
+    "distributed_poisson.py": "--size=12 --steps=3",
 }
 
 

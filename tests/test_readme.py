@@ -65,7 +65,7 @@ def test_the_table_shown_is_the_table_printed(readme, capsys):
 def test_the_petsc_diffs_are_taken_from_the_example():
     lines = (README.parent / "examples/petsc_existing_script.py").read_text(encoding="utf-8")
     example = {line.partition("  #")[0].strip() for line in lines.splitlines()}
-    diffs = [block.strip("\n") for block in blocks("diff") if "petsc" in block]
+    diffs = [block.strip("\n") for block in blocks("diff") if "petsc.from_" in block]
     assert len(diffs) == 2
     for line in "\n".join(diffs).splitlines():
         assert line[1:].strip() in example

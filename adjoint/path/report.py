@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..contract import Solution
+from ..group import ALONE
 from ..jax_compat import define_batching, define_jvp, host_primitive, in_front, zero_tangent
 from ..policy import Policy
 from ..status import Status
@@ -24,6 +25,7 @@ class _Report:
     """What a host primitive needs to know."""
 
     policy: Policy
+    group = ALONE
     unknown = Tree.of(jax.ShapeDtypeStruct((1,), np.float64))  # of one entry: not to be skipped
 
 
