@@ -26,6 +26,7 @@ __all__ = [
     "ByPoint",
     "FlatResidual",
     "Linearization",
+    "check_pattern",
     "choose_linearization",
     "coloured",
     "detected_pattern",
@@ -120,7 +121,7 @@ class _Coloured(Linearization):
             InputError: If an entry is missing.
         """
         if self.given:
-            _check_pattern(self, F)
+            check_pattern(self.colouring, F, F.unknown.size, tuple(F.params.structs()))
 
     def __call__(self, F, x, params):
         return [self.colouring.values(lambda v: F.product([x, *params], v), x.dtype)]
@@ -149,22 +150,29 @@ def coloured(pattern: Pattern) -> Colouring:
 
 
 @functools.lru_cache(maxsize=256)
-def _check_pattern(linearization: _Coloured, F: FlatResidual) -> None:
-    pattern = linearization.colouring.pattern
+def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, ...]) -> None:
+    """Compare J z with a JVP, at random x and θ, for `F(x, params)` of a vector and leaves.
+
+    Raises:
+        InputError: If the pattern misses an entry.
+    """
     rng = np.random.default_rng(0)
-    x, z = rng.standard_normal((2, F.unknown.size))
-    params = [
+    x, z = rng.standard_normal((2, n))
+    leaves = [
         rng.standard_normal(s.shape)
         if jnp.issubdtype(s.dtype, jnp.floating)
         else np.ones(s.shape, s.dtype)
-        for s in F.params.structs()
+        for s in params
     ]
 
-    def products(x, z, *params):
-        (values,) = linearization(F, x, params)
-        return CSR.of(values, pattern) @ z, F.product([x, *params], z)
+    def products(x, z, *leaves):
+        def product(v):
+            return jax.jvp(lambda x: F(x, leaves), (x,), (v,))[1]
 
-    got, truth = NestedFunction(products).in_fresh_thread(x, z, *params)
+        values = colouring.values(product, x.dtype)
+        return CSR.of(values, colouring.pattern) @ z, product(z)
+
+    got, truth = NestedFunction(products).in_fresh_thread(x, z, *leaves)
     scale = np.abs(truth).max(initial=0.0)
     wrong = np.flatnonzero(np.abs(got - truth) > 1e-6 * scale)  # none, if they are not finite
     if wrong.size:

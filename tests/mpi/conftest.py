@@ -41,10 +41,13 @@ def pytest_pyfunc_call(pyfuncitem):
     except BaseException as caught:
         result, error = None, caught
     words = "" if error is None else "".join(traceback.format_exception(error))
-    _wait_for_all(pyfuncitem.nodeid, words)
+    _wait_for_all(pyfuncitem, words)
     told = _ENDS.allgather((pyfuncitem.nodeid, words))
     if len({name for name, _ in told}) > 1:
-        _abort(f"the ranks are in different tests: {sorted({name for name, _ in told})}")
+        _abort(
+            pyfuncitem.config,
+            f"the ranks are in different tests: {sorted({name for name, _ in told})}",
+        )
     failed = {rank: words for rank, (_, words) in enumerate(told) if words}
     if not failed:
         return result
@@ -57,16 +60,19 @@ def pytest_pyfunc_call(pyfuncitem):
     pytest.fail(f"failed on ranks {sorted(failed)}; on rank {rank}:\n{words}", pytrace=False)
 
 
-def _wait_for_all(name, words):
+def _wait_for_all(item, words):
     request, start = _ENDS.Ibarrier(), time.monotonic()
     while not request.Test():
         time.sleep(0.001)
         if words and time.monotonic() > start + _PATIENCE:
-            _abort(f"{name} failed on rank {_WORLD.rank}, and other ranks do not end:\n{words}")
+            what = f"{item.nodeid} failed on rank {_WORLD.rank}, and other ranks do not end"
+            _abort(item.config, f"{what}:\n{words}")
 
 
-def _abort(message):
-    print(message, file=sys.__stderr__, flush=True)
+def _abort(config, message):
+    config.pluginmanager.get_plugin("capturemanager").suspend_global_capture()
+    print(message, file=sys.stderr, flush=True)
+    time.sleep(1)  # mpirun may drop what the processes that it ends have written
     _WORLD.Abort(1)
 
 

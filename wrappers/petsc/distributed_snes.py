@@ -18,7 +18,7 @@ from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.jax_compat import NestedFunction
-from backsolve.adjoint.linearize import coloured, detected_pattern
+from backsolve.adjoint.linearize import check_pattern, coloured, detected_pattern
 from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
@@ -39,8 +39,7 @@ class OwnEquations(System):
     """The equations of this rank; compared by identity.
 
     Args:
-        F: The residual of this rank, of own entries followed by ghosts.
-        θ: Structure of params and x0.
+        F: The residual of this rank, of own entries followed by ghosts, and of leaves of θ.
         layout: Which rank has which unknowns.
         ghosts: The unknowns of other ranks that F needs.
         indices: Their numbers in all of x.
@@ -50,32 +49,21 @@ class OwnEquations(System):
     def __init__(
         self,
         F: Any,
-        θ: Tree,
         layout: Layout,
         ghosts: Ghosts,
         indices: np.ndarray,
         pattern: Pattern,
     ):
         self.n, self.group, self.layout, self.ghosts = layout.count, layout.ranks, layout, ghosts
-        self._F, self._colouring = F, coloured(pattern)
+        self._colouring = coloured(pattern)
         numbers = np.concatenate([layout.start + np.arange(self.n), indices])
         columns = numbers[pattern.indices]
         # The entries of a row are in the order of all of x, in which ghosts come before too.
         self._order = np.lexsort((columns, pattern.rows))
         rows = Pattern.of(columns[self._order], pattern.indptr, (self.n, layout.total))
         self.operator: RowsOperator = rows_operator(rows, layout)
-        nested = self._of_leaves(θ)
-        self._nested_F = NestedFunction(lambda x, *leaves: nested(x, leaves))
-        self._nested_J = NestedFunction(
-            lambda x, *leaves: self.values(lambda x: nested(x, leaves), x)
-        )
-
-    def _of_leaves(self, θ: Tree) -> Any:
-        def nested(x, leaves):
-            params, *_ = θ.unflatten(leaves)
-            return self._F(x, params).astype(x.dtype)
-
-        return nested
+        self._nested_F = NestedFunction(lambda x, *leaves: F(x, leaves))
+        self._nested_J = NestedFunction(lambda x, *leaves: self.values(lambda x: F(x, leaves), x))
 
     def extended(self, x: Any, token: Any) -> tuple[jax.Array, jax.Array]:
         """Return own entries and ghosts, in JAX, and the token."""
@@ -195,10 +183,13 @@ def distributed_snes(
                 f"pattern has shape {given.shape}, but there are {x0.size} own equations of "
                 f"{x0.size} own entries and {indices.size} ghosts: {(x0.size, size)}"
             )
-        found = given or _detected(residual, tree, size, x0.dtype)
+        local = _of_leaves(residual, tree)
+        if given is not None:
+            check_pattern(coloured(given), local, size, tuple(tree.structs()))
+        found = given or _detected(local, tree, size, x0.dtype)
     equations = layout.plan(
-        (residual, tree, indices.tobytes(), found),
-        lambda: OwnEquations(residual, tree, layout, plan, indices, found),
+        (local, indices.tobytes(), found),
+        lambda: OwnEquations(local, layout, plan, indices, found),
     )
     solver = DistributedSNES(residual, options or (), adjoint_options or (), equations=equations)
     result = solve(solver, (params, x0, token), full_output=full_output, **policy)
@@ -218,9 +209,16 @@ def _check_residual(residual: Any, tree: Tree, size: int, x0: Any) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _detected(residual: Any, tree: Tree, size: int, dtype: Any) -> Pattern:
-    def F(x, leaves):
-        params, *_ = tree.unflatten(leaves)
-        return residual(x, params)
+def _of_leaves(residual: Any, tree: Tree) -> Any:
+    """Return the residual as a function of a vector and the leaves of θ."""
 
-    return detected_pattern(F, jax.ShapeDtypeStruct((size,), dtype), tree.structs())
+    def local(x, leaves):
+        params, *_ = tree.unflatten(leaves)
+        return residual(x, params).astype(x.dtype)
+
+    return local
+
+
+@functools.lru_cache(maxsize=64)
+def _detected(local: Any, tree: Tree, size: int, dtype: Any) -> Pattern:
+    return detected_pattern(local, jax.ShapeDtypeStruct((size,), dtype), tree.structs())
