@@ -59,7 +59,7 @@ def launched(ranks, *command, seconds, **environment):
 def test_the_suite_of_distributed_solves(ranks):
     code, out, err, _ = launched(
         ranks,
-        *["-m", "pytest", "tests/mpi", "-q", "--color=no", "-p", "no:cacheprovider"],
+        *["-m", "pytest", "tests/mpi", "-q", "-s", "--color=no", "-p", "no:cacheprovider"],
         *["-o", "timeout=240"],
         seconds=800,
     )

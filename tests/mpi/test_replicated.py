@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from distributed_system import GMRES, compiled, eager
 
-from backsolve import CSR, petsc
+from backsolve import CSR, InputError, mpi, petsc
 
 DIRECT = {"ksp_type": "preonly", "pc_type": "redundant"}
 
@@ -76,3 +76,35 @@ def test_the_second_derivative(spread, whole_pattern, near):
     hessian = jax.jit(jax.hessian(lambda s: loss(spread.A.data, s * spread.b)))(1.0)
     x = spread.serial()[0]
     near(hessian, np.sum(-spread.w * np.sin(x) * x**2))
+
+
+def test_losses_of_their_own_are_refused_where_all_must_have_one(spread):
+    if spread.comm.size == 1:
+        pytest.skip("for several ranks")
+
+    def loss(b):
+        x, token = petsc.ksp(
+            CSR.of(spread.data, spread.pattern), b, GMRES, comm=spread.comm, replicated=True
+        )
+        return (1 + spread.comm.rank) * jnp.sum(x**2) + token
+
+    with pytest.raises(InputError, match=r"counts once, .* mpi\.replicated"):
+        jax.grad(loss)(jnp.asarray(spread.b))
+    b = jnp.asarray(spread.b).at[0].add(spread.comm.rank)
+    with pytest.raises(InputError, match="different values"):
+        petsc.ksp(CSR.of(spread.data, spread.pattern), b, GMRES, comm=spread.comm, replicated=True)
+
+
+def test_losses_of_their_own_add_up_behind_replicated(spread, near):
+    comm = spread.comm
+
+    def loss(b):
+        x, token = petsc.ksp(
+            CSR.of(spread.data, spread.pattern), b, GMRES, comm=comm, replicated=True
+        )
+        x, token = mpi.replicated(x, comm=comm, token=token)
+        return (1 + comm.rank) * jnp.sum(spread.w * jnp.sin(x)) + token
+
+    b_bar = jax.jit(jax.grad(loss))(jnp.asarray(spread.b))
+    *_, expected = spread.serial()
+    near(b_bar, comm.size * (comm.size + 1) / 2 * expected)

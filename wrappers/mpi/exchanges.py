@@ -5,7 +5,7 @@
     summed      y = Σ over the ranks of x               transposed: y itself
 
 The last two transposes are those of a vector that all ranks have and that counts once: each rank
-has the whole cotangent of it.
+has the whole cotangent of it, or else the derivative would be wrong. That is checked.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ from __future__ import annotations
 import numpy as np
 
 from backsolve.adjoint.exchange import Exchange
+from backsolve.adjoint.group import Group
 from backsolve.adjoint.status import InputError
 
 from .layout import Layout
 from .ranks import Ranks
 
-__all__ = ["Gathered", "Ghosts", "Summed", "checked_indices", "gathered", "ghosts_of"]
+__all__ = [
+    "Gathered",
+    "Ghosts",
+    "Summed",
+    "check_alike",
+    "checked_indices",
+    "gathered",
+    "ghosts_of",
+]
 
 
 class Ghosts(Exchange):
@@ -97,6 +106,7 @@ class Gathered(Exchange):
 
     def backward(self, y):
         """Take the own part."""
+        check_alike(self.group, y)
         return y[:, self._layout.start : self._layout.start + self.n]
 
 
@@ -119,7 +129,28 @@ class Summed(Exchange):
 
     def backward(self, y):
         """Return y."""
+        check_alike(self.group, y)
         return y
+
+
+def check_alike(group: Group, y: np.ndarray) -> None:
+    """See that rows `(k, n)` which all ranks have are the same on all, but for rounding.
+
+    Raises:
+        InputError: If they are not.
+    """
+    z = np.random.default_rng(0).standard_normal(y.shape[1])  # the same on all ranks
+    projected = y @ z
+    highest, lowest = np.split(group.largest(np.concatenate([projected, -projected])), 2)
+    scale = group.largest(np.array([np.linalg.norm(y) * np.linalg.norm(z)]))[0]
+    if (highest + lowest > 1e-8 * scale).any():
+        raise InputError(
+            "the ranks have different values, or cotangents, of what all ranks have (a parameter "
+            "of mpi.replicated, a result of mpi.allreduce or mpi.gather, whole vectors of "
+            "replicated=True): it counts once, so all must compute the same of it. Where each "
+            "rank's loss is its own, pass the result through mpi.replicated, which adds up their "
+            "cotangents"
+        )
 
 
 def ghosts_of(layout: Layout, indices: np.ndarray) -> Ghosts:

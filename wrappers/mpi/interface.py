@@ -51,8 +51,8 @@ def ghosts(x: Any, indices: Any, *, comm: Any, token: Any = None) -> tuple[jax.A
 def gather(x: Any, *, comm: Any, token: Any = None) -> tuple[jax.Array, Any]:
     """Give all of x to every rank.
 
-    What every rank has counts once: each is to have the whole cotangent of y, as is so where all
-    compute the same loss of it.
+    What every rank has counts once: each must have the whole cotangent of y, as is so where all
+    compute the same loss of it. Where each computes a loss of its own, pass y through `replicated`.
 
         y = all of x              x̄ = the own part of ȳ
 
@@ -65,7 +65,7 @@ def gather(x: Any, *, comm: Any, token: Any = None) -> tuple[jax.Array, Any]:
         All entries, `(N,)`, and the token.
 
     Raises:
-        InputError: On a wrong shape.
+        InputError: On a wrong shape, or if the ranks have different cotangents.
     """
     ranks, token = _begin(comm, token)
     with ranks.call(lambda: "mpi.gather"):
@@ -91,7 +91,7 @@ def replicated(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
         The same pytree, and the token.
 
     Raises:
-        InputError: If a leaf is not real, or its size not the same on all ranks.
+        InputError: If a leaf is not real, or not the same on all ranks.
     """
     return _summed(tree, comm, token, "mpi.replicated", transposed=True)
 
@@ -99,7 +99,7 @@ def replicated(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
 def allreduce(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
     """Add up over the ranks.
 
-    What every rank has then counts once: each is to have the whole cotangent of it, as is so where
+    What every rank has then counts once: each must have the whole cotangent of it, as is so where
     y is the loss, and each rank seeds 1.
 
         y = Σ over the ranks of x     x̄ = ȳ
@@ -113,7 +113,8 @@ def allreduce(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
         The sums, and the token.
 
     Raises:
-        InputError: If a leaf is not real, or its size not the same on all ranks.
+        InputError: If a leaf is not real, or its size not the same on all ranks; or if the ranks
+            have different cotangents.
     """
     return _summed(tree, comm, token, "mpi.allreduce", transposed=False)
 
