@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import Solution, as_solution, iterations_of
+from .contract import Solution, Solver, as_solution, iterations_of
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
 from .problem import Problem, raised, residual_on_host
@@ -52,7 +52,7 @@ def solve(*params: np.ndarray, problem: Problem) -> list[np.ndarray]:
     status = np.empty(lanes, np.int32)
     tickets = np.empty((lanes, Ticket.size), np.uint32)
     fill = _solve_linear if problem.is_linear else _solve_general
-    with problem.group.call(lambda: f"{problem.solver.title}: solve for {lanes}"):
+    with problem.group.call(lambda: f"{_titled(problem, problem.solver)}: solve for {lanes}"):
         tally = Tally(problem.policy, problem.name, "primal", problem.group)
         own = x[..., : x.shape[-1] - carried]
         fill(problem, batch, [raised(a) for a in params], tally, own, status, tickets)
@@ -180,6 +180,10 @@ def _keep_state(problem: Problem, solution: Solution, θ: Sequence[np.ndarray]) 
     return entry
 
 
+def _titled(problem: Problem, solver: Solver) -> str:
+    return f"{solver.title} of {problem.operator.title}"
+
+
 def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> list[np.ndarray]:
     """Solve `J v = r`, or `Jᵀ v = r`, in every lane.
 
@@ -200,7 +204,9 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
         tickets = np.broadcast_to(tickets, (*batch, Ticket.size))
     name = getattr(problem.linear, "name", type(problem.linear).__name__)
     direction = "adjoint" if transposed else "tangent"
-    with problem.group.call(lambda: f"{problem.linear.title}: {direction} solve for {batch}"):
+    with problem.group.call(
+        lambda: f"{_titled(problem, problem.linear)}: {direction} solve for {batch}"
+    ):
         tally = Tally(problem.policy, name, direction, problem.group)
         for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
             columns = r[index][..., :n].reshape(len(lanes), n).T

@@ -32,11 +32,13 @@ class Operator:
         n: Size.
         compiled: Whether its products on the host are JAX functions, to be prepared.
         group: The processes that its rows are spread over.
+        title: What tells it from others of these processes.
     """
 
     n: int
     compiled: bool = False
     group: Group = ALONE
+    title: str = ""
 
     def matvec(self, operands: Sequence[Any], v: Any) -> jax.Array:
         """Return `J v` in JAX, differentiable in the operands; `v` is `(n,)`."""

@@ -100,11 +100,11 @@ pip_settings() {
 build() {
     local given=("${arguments[@]}" --secret "id=pip.conf,src=$scratch/pip.conf" --target "$1" --tag "$2")
     if [ -r "${SSL_CERT_FILE:-}" ]; then given+=(--secret "id=certificates,src=$SSL_CERT_FILE"); fi
+    given+=(--file "$scratch/context/$dockerfile" "$scratch/context")
     say "$engine build: stage $1 of $dockerfile, as $2"
     case $engine in
-        docker) DOCKER_BUILDKIT=1 docker build "${given[@]}" --file "$dockerfile" . ;;
-        *) "$engine" build --layers --format docker --network host "${given[@]}" \
-            --file "$dockerfile" . ;;
+        docker) DOCKER_BUILDKIT=1 docker build "${given[@]}" ;;
+        *) "$engine" build --layers --format docker --network host "${given[@]}" ;;
     esac
 }
 
@@ -130,6 +130,9 @@ if [ "$(id -u)" -eq 0 ]; then export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chro
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 pip_settings >"$scratch/pip.conf"
+# Files may change while the tests run, and what is tagged is to be what was tested.
+mkdir "$scratch/context"
+cp -a -- * .dockerignore "$scratch/context"
 
 say "$("$engine" --version)"
 for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from distributed_system import GMRES
 
-from backsolve import BacksolveError, InputError, SolverError, Status, mpi, petsc
+from backsolve import CSR, BacksolveError, InputError, SolverError, Status, mpi, petsc
 
 DIRECT = {"ksp_type": "preonly", "pc_type": "redundant"}
 
@@ -52,6 +52,23 @@ def test_different_functions(spread, last):
             mpi.allreduce(1.0, comm=spread.comm)
         else:
             spread.solve(spread.data, spread.b_own)
+
+
+def test_matrices_of_one_size_in_a_different_order(spread, last):
+    diagonal = CSR(
+        np.full(len(spread.b_own), 2.0),
+        np.arange(spread.first, spread.last),
+        np.arange(len(spread.b_own) + 1),
+        spread.pattern.shape,
+    )
+    matrices = [CSR.of(spread.data, spread.pattern), diagonal]
+    for A in matrices:  # known from now on
+        petsc.ksp(A, spread.b_own, GMRES, comm=spread.comm)
+    solve = [jax.jit(lambda b, A=A: petsc.ksp(A, b, GMRES, comm=spread.comm)[0]) for A in matrices]
+    for program in solve:
+        program(spread.b_own).block_until_ready()
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?s)different calls.*of matrix \d+"):
+        solve[1 if last else 0](spread.b_own).block_until_ready()
 
 
 def test_a_different_order(spread, last):
@@ -162,6 +179,20 @@ def test_an_exchange_that_fails_on_one_rank(spread, last):
     wanted = [spread.n] if last else [0]
     with pytest.raises(BacksolveError, match="outside of"):
         mpi.ghosts(spread.b_own, np.array(wanted), comm=spread.comm)
+
+
+def test_common_parameters_that_are_not_the_same(comm, last):
+    with pytest.raises(InputError, match="different values, or cotangents"):
+        mpi.replicated(jnp.array([1.0, 2.0 + last]), comm=comm)
+
+
+def test_sums_of_which_each_rank_makes_another_loss(comm, last):
+    def loss(x):
+        total, _ = mpi.allreduce(x, comm=comm)
+        return (1.0 + last) * total
+
+    with pytest.raises(InputError, match="different values, or cotangents"):
+        jax.grad(loss)(1.0)
 
 
 def test_petsc_without_a_communicator_is_nobodys_business(spread, last):

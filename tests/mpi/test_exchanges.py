@@ -174,3 +174,13 @@ def test_a_parameter_through_solve_ghosts_and_sum(comm, spread, near):
     expected, expected_gradient = jax.jit(jax.value_and_grad(serial))(0.3)
     near(value, float(expected))
     near(gradient, float(expected_gradient))
+
+
+def test_a_rank_that_asks_for_the_same_is_asked_for_something_else(comm):
+    if comm.size == 1:
+        pytest.skip("for several ranks")
+    x = jnp.asarray([10.0, 20.0]) + comm.rank
+    for index in (2, 3, 2, 3):  # of rank 1, which itself asks for nothing
+        indices = [index] if comm.rank == 0 else []
+        y, _ = mpi.ghosts(x, np.array(indices, int), comm=comm)
+        assert y.tolist() == [10.0 * (index - 1) + 1] * len(indices)

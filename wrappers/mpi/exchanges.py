@@ -40,10 +40,9 @@ class Ghosts(Exchange):
         indices: The entries wanted, by their number in all of x, see `checked_indices`.
     """
 
-    title = "the exchange of ghosts"
-
     def __init__(self, layout: Layout, indices: np.ndarray):
         ranks = layout.ranks
+        self.title = f"exchange {ranks.next_serial()} of ghosts"
         self.group, self._comm = ranks, ranks.comm
         self.n, self.m = layout.count, indices.size
         order = np.argsort(indices, kind="stable")

@@ -27,18 +27,26 @@ class Layout:
 
     def __init__(self, ranks: Ranks, starts: tuple[int, ...]):
         self.ranks, self.starts = ranks, np.array(starts)
-        self._plans: dict[Hashable, Any] = {}
+        # By the number of the occasion on which all ranks made one.
+        self._plans: dict[Hashable, dict[int, Any]] = {}
+        self._keys: dict[int, Hashable] = {}
 
     def plan(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
-        """Return what was made for this layout under a key, or have all ranks make it; collective.
+        """Return what was made for this layout when all ranks had these keys; collective.
 
-        Making it may be collective. The latest are kept.
+        Otherwise all of them make it, which may be collective. One rank's key does not tell: what
+        it is to send depends on the keys of the others. The latest are kept.
         """
-        if not self.ranks.every(key in self._plans):
-            self._plans[key] = make()
-            while len(self._plans) > _PLANS:
-                self._plans.pop(next(iter(self._plans)))
-        return self._plans[key]
+        occasion = self.ranks.common(list(self._plans.get(key, {})))
+        if occasion is None:
+            made, occasion = make(), self.ranks.next_serial()
+            self._plans.setdefault(key, {})[occasion] = made
+            self._keys[occasion] = key
+            while len(self._keys) > _PLANS:
+                oldest = next(iter(self._keys))
+                self._plans[self._keys.pop(oldest)].pop(oldest)
+            return made
+        return self._plans[key][occasion]
 
     @property
     def start(self) -> int:

@@ -34,12 +34,15 @@ class RowsOperator(Operator):
         pattern: Pattern of the rows, `(n, N)`, with the numbers of the columns in all of A.
         layout: Which rank has which rows.
         ghosts: Entries of other ranks that the rows need.
+        columns: Where the entries' columns are, among own entries and ghosts.
+        title: What tells the matrix from others, the same on all ranks.
     """
 
     pattern: Pattern
     layout: Layout
     ghosts: Ghosts
     columns: _Columns
+    title: str
 
     @property
     def n(self) -> int:  # type: ignore[override]
@@ -104,7 +107,8 @@ def rows_operator(pattern: Pattern, layout: Layout) -> RowsOperator:
         own = (pattern.indices >= layout.start) & (pattern.indices < layout.start + layout.count)
         wanted = np.unique(pattern.indices[~own]).astype(np.int64)
         columns = _Columns(pattern, layout, wanted)
-        return RowsOperator(pattern, layout, Ghosts(layout, wanted), columns)
+        title = f"matrix {layout.ranks.next_serial()}"
+        return RowsOperator(pattern, layout, Ghosts(layout, wanted), columns, title)
 
     return layout.plan(pattern, make)
 

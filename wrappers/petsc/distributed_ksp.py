@@ -52,7 +52,7 @@ def distributed_ksp(
     rows, total = matrix.shape
     whole = replicated and ranks.every(rows == total)
     layout = layout_of(ranks, own_share(ranks, total) if whole else rows)
-    with ranks.call(lambda: f"petsc.ksp: {total} columns"):
+    with ranks.call(lambda: "petsc.ksp: sizes"):
         _check(layout, matrix, b, replicated)
     if whole:
         matrix, token = _own_part(layout, matrix, token)

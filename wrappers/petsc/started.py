@@ -79,6 +79,11 @@ class _FromGuess(Operator):
         """As of A."""
         return self.inner.group
 
+    @property
+    def title(self):  # type: ignore[override]
+        """As of A."""
+        return self.inner.title
+
     def matvec(self, operands, v):
         """Return `A v`."""
         return self.inner.matvec(operands[:-1], v)
