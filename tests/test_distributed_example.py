@@ -23,10 +23,7 @@ FREELY = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
 
-pytestmark = [
-    pytest.mark.petsc,
-    pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
 
 
 def run(ranks, folder, size=9):
