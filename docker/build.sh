@@ -3,15 +3,15 @@
 #
 #   docker/build.sh [--cuda] [--target STAGE] [--tag NAME] [--engine ENGINE] [ARGUMENT=VALUE...]
 #
-# Without --target, the stage test is built, as NAME-test, where the tests have to pass; then runtime, as
-# NAME, which is backsolve:cpu or backsolve:cuda. ARGUMENT=VALUE, such as MPI=mpich, is for the Dockerfile. What is up
-# to date is skipped. The images lie in the engine's own store.
+# Without --target, the stage test is built, as NAME-test, where the tests have to pass; then runtime,
+# as NAME, which is backsolve:cpu or backsolve:cuda. ARGUMENT=VALUE, such as MPI=mpich, is for the
+# Dockerfile. What is up to date is skipped. The images lie in the engine's own store.
 #
 # What this machine needs to reach a package index goes in for the steps that need it, and into no
 # image: the certificates SSL_CERT_FILE, pip's settings PIP_CONFIG_FILE (or else PIP_INDEX_URL,
-# PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT), and the proxies http_proxy, https_proxy,
-# no_proxy. Where no registry answers, mmdebstrap makes the base image, from DEBIAN_MIRROR or from where this
-# machine has its own packages from.
+# PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST, PIP_DEFAULT_TIMEOUT), and the proxies http_proxy,
+# https_proxy, no_proxy. Where no registry answers, mmdebstrap makes the base image, from
+# DEBIAN_MIRROR or from where this machine has its own packages from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,7 +98,8 @@ pip_settings() {
 
 # build STAGE NAME
 build() {
-    local given=("${arguments[@]}" --secret "id=pip.conf,src=$scratch/pip.conf" --target "$1" --tag "$2")
+    local given=("${arguments[@]}" --target "$1" --tag "$2")
+    given+=(--secret "id=pip.conf,src=$scratch/pip.conf")
     if [ -r "${SSL_CERT_FILE:-}" ]; then given+=(--secret "id=certificates,src=$SSL_CERT_FILE"); fi
     given+=(--file "$scratch/context/$dockerfile" "$scratch/context")
     say "$engine build: stage $1 of $dockerfile, as $2"
