@@ -72,8 +72,9 @@ def _estimate(solver: Solver, operator: Operator, entry: Entry) -> float | None:
             return np.zeros_like(r)
         return solution.value
 
-    entry_size = operator.n - operator.group.carried
-    estimate = inverse_norm(solve, entry_size, group=operator.group) * entry.norm  # type: ignore[operator]
+    group = operator.group
+    norm = inverse_norm(solve, operator.n - group.carried, group=group)
+    estimate = norm * entry.norm  # type: ignore[operator]
     return None if failed else estimate
 
 

@@ -43,7 +43,7 @@ class Policy:
         crossing: How a jitted program reaches the library. `"auto"` takes `buffer_callback` on one
             CPU device and `pure_callback` elsewhere; but on a GPU, a library that computes there
             is given the buffers themselves. `"on_device"` does that on a CPU too, where the solver
-            can (PETSc's KSP with a sparse A), and is `"auto"` otherwise.
+            can, and is `"auto"` otherwise.
     """
 
     on_failure: str = "raise"

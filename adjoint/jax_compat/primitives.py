@@ -88,8 +88,8 @@ def host_primitive(
     def in_order(context: Any, *operands: Any, **params: Any):
         if getattr(context.module_context.axis_context, "num_devices", 1) != 1:
             raise InputError(
-                f"{name}: a solve with comm= runs on one device of each process, but this program "
-                "is for several: give every rank a device of its own"
+                f"{name}: a collective solve runs on one device of each process, but this program "
+                "is for several: give every process a device of its own"
             )
         prepare(**params)
 

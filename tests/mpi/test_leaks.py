@@ -1,11 +1,15 @@
 """Many solves on two ranks: no memory grows, and no communicator is left behind."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from distributed_system import Spread, convection_diffusion
 from mpi4py import MPI
+
+from backsolve.wrappers.mpi import token as token_module
 
 SOLVES = 1000
 OPTIONS = {"ksp_type": "gmres", "pc_type": "jacobi", "ksp_rtol": 1e-6}
@@ -45,3 +49,17 @@ def test_thousands_of_solves_leave_nothing_behind(comm):
     assert next_handle() <= handle + 1
     grown = resident() - before
     assert grown < 6e6, f"{grown / SOLVES:.0f} bytes a solve"
+
+
+def test_a_trace_is_not_kept_by_its_tokens(comm):
+    spread = Spread(comm)
+
+    def loss(b):
+        x, token = spread.solve(spread.data, b)
+        y, token = spread.solve(spread.data, x, token=token)
+        return jnp.sum(y) + token
+
+    for _ in range(3):
+        jax.grad(loss)(spread.b_own)
+    gc.collect()
+    assert not len(token_module._used)

@@ -10,6 +10,7 @@ from distributed_system import GMRES, GRID, N, compiled, eager
 
 import backsolve
 from backsolve import InputError, SolverError, mpi, petsc
+from backsolve.wrappers.petsc.distributed_snes import OwnEquations
 
 NEWTON = {"snes_rtol": 1e-13, "snes_atol": 1e-13, "snes_stol": 0.0}
 DIRECT = NEWTON | {"ksp_type": "preonly", "pc_type": "redundant"}
@@ -204,4 +205,22 @@ def test_a_rank_with_nan_and_too_few_iterations(flow, near):
     assert np.isnan(flow.solve(θ | {"f": bad}, on_failure="nan")[0]).all()
     with pytest.raises(SolverError, match="MAX_ITERATIONS"):
         flow.solve(θ | {"f": flow.f}, KRYLOV | {"snes_max_it": 1})
+    near(flow.spread.whole(flow.solve(θ | {"f": flow.f})[0]), serial()[0])
+
+
+@pytest.mark.parametrize("function", ["F", "J"])
+def test_a_residual_that_raises_on_one_rank(flow, near, monkeypatch, function):
+    last = flow.comm.rank == flow.comm.size - 1
+
+    def fails(self, x, leaves):
+        self._extended(x)  # as all do, before their own part
+        raise ValueError("no such state")
+
+    flow.solve(θ | {"f": flow.f})
+    with monkeypatch.context() as patch:
+        if last:
+            patch.setattr(OwnEquations, function, fails)
+        error, words = (ValueError, "no such state") if last else (SolverError, "another rank")
+        with pytest.raises(error, match=words):
+            flow.solve(θ | {"f": flow.f})
     near(flow.spread.whole(flow.solve(θ | {"f": flow.f})[0]), serial()[0])

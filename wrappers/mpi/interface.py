@@ -12,10 +12,8 @@ from backsolve.adjoint.exchange import exchanged
 from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.status import InputError
 
-from .communicator import ranks_of
 from .exchanges import Summed, checked_indices, gathered, ghosts_of
 from .layout import layout_of
-from .ranks import Ranks
 from .token import begin
 
 __all__ = ["allreduce", "gather", "ghosts", "replicated"]
@@ -38,7 +36,7 @@ def ghosts(x: Any, indices: Any, *, comm: Any, token: Any = None) -> tuple[jax.A
     Raises:
         InputError: On a wrong shape, or an index that is out of range or there twice.
     """
-    ranks, token = _begin(comm, token)
+    ranks, token = begin(comm, token)
     with ranks.call(lambda: "mpi.ghosts"):
         x = jnp.asarray(real_array(x, "x", ndim=1))
     layout = layout_of(ranks, x.size)
@@ -67,7 +65,7 @@ def gather(x: Any, *, comm: Any, token: Any = None) -> tuple[jax.Array, Any]:
     Raises:
         InputError: On a wrong shape, or if the ranks have different cotangents.
     """
-    ranks, token = _begin(comm, token)
+    ranks, token = begin(comm, token)
     with ranks.call(lambda: "mpi.gather"):
         x = jnp.asarray(real_array(x, "x", ndim=1))
     layout = layout_of(ranks, x.size)
@@ -120,7 +118,7 @@ def allreduce(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
 
 
 def _summed(tree: Any, comm: Any, token: Any, name: str, *, transposed: bool) -> tuple[Any, Any]:
-    ranks, token = _begin(comm, token)
+    ranks, token = begin(comm, token)
     leaves, treedef = jax.tree.flatten(tree)
     with ranks.call(lambda: name):
         leaves = [jnp.asarray(real_array(a, "a leaf", ndim=tuple(range(9)))) for a in leaves]
@@ -139,10 +137,3 @@ def _summed(tree: Any, comm: Any, token: Any, name: str, *, transposed: bool) ->
         parts.append(flat[at : at + a.size].reshape(a.shape).astype(a.dtype))
         at += a.size
     return jax.tree.unflatten(treedef, parts), token[0]
-
-
-def _begin(comm: Any, token: Any) -> tuple[Ranks, Any]:
-    ranks = ranks_of(comm)
-    token = begin(token, ranks)
-    jax.effects_barrier()  # a program that was started before may still be in a call of its own
-    return ranks, token

@@ -18,7 +18,7 @@ import numpy as np
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.registry import require
-from backsolve.adjoint.sparse import CSR, Pattern
+from backsolve.adjoint.sparse import Pattern
 
 from .exchanges import Ghosts
 from .layout import Layout
@@ -146,8 +146,3 @@ class HostRows:
 
     def __init__(self, operator: RowsOperator, data: np.ndarray):
         self.operator, self.data = operator, data
-
-    @property
-    def csr(self) -> CSR:
-        """The rows, with the numbers of the columns in all of A."""
-        return CSR.of(self.data, self.operator.pattern)

@@ -14,7 +14,6 @@ from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
-from ..mpi.communicator import ranks_of
 from ..mpi.exchanges import Gathered, gathered
 from ..mpi.layout import Layout, layout_of, own_share
 from ..mpi.rows import OwnRows, rows_operator
@@ -38,9 +37,7 @@ def distributed_ksp(
     policy: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Solve `A x = b` on all ranks, see `ksp`."""
-    ranks = ranks_of(comm)
-    token = begin(token, ranks)
-    jax.effects_barrier()  # a program that was started before may still be in a call of its own
+    ranks, token = begin(comm, token)
     check_mpi()
     with ranks.call(lambda: f"petsc.ksp(replicated={replicated}, x0={x0 is not None})"):
         matrix = _matrix(A)

@@ -23,7 +23,6 @@ from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
 
-from ..mpi.communicator import ranks_of
 from ..mpi.exchanges import Ghosts, checked_indices, ghosts_of
 from ..mpi.layout import Layout, layout_of
 from ..mpi.rows import OwnRows, RowsOperator, rows_operator
@@ -158,9 +157,7 @@ def distributed_snes(
     policy: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Solve `F(x, θ) = 0` on all ranks, see `snes`."""
-    ranks = ranks_of(comm)
-    token = begin(token, ranks)
-    jax.effects_barrier()  # a program that was started before may still be in a call of its own
+    ranks, token = begin(comm, token)
     check_mpi()
     with ranks.call(lambda: "petsc.snes"):
         x0 = jax.lax.stop_gradient(jnp.asarray(real_array(x0, "x0", ndim=1)))

@@ -14,7 +14,7 @@ from backsolve.adjoint.contract import Solution
 from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.jax_compat import NestedFunction
 from backsolve.adjoint.linearize import FlatResidual, choose_linearization
-from backsolve.adjoint.status import Status
+from backsolve.adjoint.status import SolverError, Status
 
 from .matrices import create, replace
 from .options import Database, as_options
@@ -106,8 +106,10 @@ class Newton(Owner):
         self._x.setArray(np.asarray(unknown.pack(x0), np.float64))
         with self._database.present(complete=True):
             self._snes.solve(None, self._x)
-        if self._raised is not None:
-            raise self._raised
+        if self._system.group.some(self._raised is not None):
+            raise self._raised or SolverError(
+                "petsc.snes: the residual raised an error on another rank", Status.UNKNOWN
+            )
         status, message = snes_ended(self._PETSc, self._snes)
         status = Status(int(self._system.group.largest(np.array([int(status)]))[0]))
         vector = np.concatenate([self._x.getArray(readonly=True), *token])
