@@ -208,19 +208,20 @@ def test_a_rank_with_nan_and_too_few_iterations(flow, near):
     near(flow.spread.whole(flow.solve(θ | {"f": flow.f})[0]), serial()[0])
 
 
+@pytest.mark.parametrize("options", [KRYLOV, KRYLOV | {"pc_type": "gamg"}, DIRECT])
 @pytest.mark.parametrize("function", ["F", "J"])
-def test_a_residual_that_raises_on_one_rank(flow, near, monkeypatch, function):
+def test_a_residual_that_raises_on_one_rank(flow, near, monkeypatch, function, options):
     last = flow.comm.rank == flow.comm.size - 1
 
     def fails(self, x, leaves):
         self._extended(x)  # as all do, before their own part
         raise ValueError("no such state")
 
-    flow.solve(θ | {"f": flow.f})
+    flow.solve(θ | {"f": flow.f}, options)
     with monkeypatch.context() as patch:
         if last:
             patch.setattr(OwnEquations, function, fails)
         error, words = (ValueError, "no such state") if last else (SolverError, "another rank")
         with pytest.raises(error, match=words):
-            flow.solve(θ | {"f": flow.f})
-    near(flow.spread.whole(flow.solve(θ | {"f": flow.f})[0]), serial()[0])
+            flow.solve(θ | {"f": flow.f}, options)
+    near(flow.spread.whole(flow.solve(θ | {"f": flow.f}, options)[0]), serial()[0])

@@ -91,9 +91,9 @@ class OwnEquations(System):
     def _extended(self, x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, self.ghosts.forward(x[None])[0]])
 
-    def example(self):
-        """Return rows of zeros."""
-        return self.operator.host([np.zeros(self.operator.pattern.nnz)])
+    def filled(self, value):
+        """Return own rows whose entries all have one value."""
+        return self.operator.host([np.full(self.operator.pattern.nnz, value)])
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,14 @@ class System:
         """Return ∂F/∂x."""
         return self.operator.host(self._J(x, *leaves))
 
-    def example(self) -> Any:
-        """Return a Jacobian of zeros."""
+    def filled(self, value: float) -> Any:
+        """Return a Jacobian whose entries all have one value."""
         operands = jax.eval_shape(
             lambda x, *θ: self._linearization(self._flat, x, θ),
             jax.ShapeDtypeStruct((self.n,), np.float64),
             *self._flat.params.structs(),
         )
-        return self.operator.host([np.zeros(a.shape) for a in operands])
+        return self.operator.host([np.full(a.shape, value) for a in operands])
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,7 +89,7 @@ class Newton(Owner):
         self._θ: list[np.ndarray] = []
         self._raised: BaseException | None = None
         with self._database.present():
-            J = system.example()
+            J = system.filled(0.0)
             self._A, self._P = create(PETSc, J, self._database.prefix)
             replace(PETSc, self._A, self._P, J)  # -snes_fd_color asks for an assembled matrix
             self._x = self._A.createVecRight()
@@ -125,16 +125,15 @@ class Newton(Owner):
     def _jacobian(self, snes, x, A, P):
         del snes
         J = self._guarded(lambda: self._system.J(np.array(x.array_r), self._θ))
-        if J is not None:
-            replace(self._PETSc, self._A, self._P, J)
+        replace(self._PETSc, self._A, self._P, self._system.filled(np.nan) if J is None else J)
         if A.handle != P.handle:  # -snes_mf_operator
             A.assemble()
 
     def _guarded(self, function: Callable[[], Any]) -> Any:
         """Return the result; on several ranks None if it raises, which is raised after the solve.
 
-        Where one rank leaves PETSc in the middle of a solve, the others wait for it there. The
-        norm of a residual of NaN ends the solve on all.
+        Where one rank leaves PETSc in the middle of a solve, or leaves out a step that all take
+        together, the others wait for it there. A norm of NaN ends the solve on all.
         """
         if not self._system.group.collective:
             return function()
