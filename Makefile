@@ -1,7 +1,8 @@
 # `make` alone lists the targets. PYTHON=/path/to/python chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help environment petsc demo test lint bench bench-peers bench-scaling image clean
+.PHONY: help environment petsc demo test lint campaign bench bench-budgets bench-scaling image clean
 BIN := .venv/bin
+BENCHMARKS := linear quadratic conic roots batches
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -19,7 +20,7 @@ demo: environment ## run examples/quickstart.py
 test: lint petsc ## the checks, every test, and again what depends on the versions of JAX and PETSc
 	@docker/bootstrap.sh slurm
 	@echo "==> pytest"
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile -p no:benchmark
 	@docker/bootstrap.sh versions
 
 lint: environment ## ruff, pyright, import-linter, shellcheck, hadolint
@@ -36,19 +37,25 @@ lint: environment ## ruff, pyright, import-linter, shellcheck, hadolint
 	@echo "==> hadolint"
 	@$(BIN)/hadolint $(wildcard docker/Dockerfile*)
 
-bench: petsc ## the benchmarks, BLAS on one thread; numbers go to tests/benchmarks/results
+campaign: petsc ## random problems, and whether each verdict on their gradients is right (hours)
+	@echo "==> tests/campaign/run.py"
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/run.py --resume
+
+bench: bench-budgets ## all that is compared with other packages, in .venv-peers, and its report (two hours)
+	@docker/bootstrap.sh peers
+	@set -e; for name in $(BENCHMARKS); do \
+	    echo "==> tests/benchmarks/bench_$$name.py"; \
+	    rm -f tests/benchmarks/results/$$name.jsonl; \
+	    .venv-peers/bin/python tests/benchmarks/bench_$$name.py --memory; \
+	done
+	@echo "==> tests/benchmarks/report.py"
+	@.venv-peers/bin/python tests/benchmarks/report.py
+
+bench-budgets: petsc ## how much ours may take more than the bare library, BLAS on one thread
 	@echo "==> benchmarks"
 	@mkdir -p tests/benchmarks/results
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks \
-	    -o python_files="bench_*.py test_*.py" -o timeout=0 -s \
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/benchmarks -o timeout=0 -s \
 	    --benchmark-json=tests/benchmarks/results/latest.json
-
-bench-peers: ## quadratic and cone programs beside other packages, in .venv-peers (two hours)
-	@docker/bootstrap.sh peers
-	@echo "==> tests/benchmarks/bench_quadratic.py"
-	@.venv-peers/bin/python tests/benchmarks/bench_quadratic.py
-	@echo "==> tests/benchmarks/bench_conic.py"
-	@.venv-peers/bin/python tests/benchmarks/bench_conic.py
 
 bench-scaling: petsc ## solves over one, two and four MPI ranks, and a projection to many (ten minutes)
 	@echo "==> tests/benchmarks/scaling.py"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
 from .group import Group
+from .inputs import returned
 from .operators import Operator
+from .patience import Abandoned, within
+from .policy import Policy
 from .status import InputError, Status
 from .store import Entry
 
@@ -18,17 +22,27 @@ __all__ = ["call", "checked", "probe"]
 
 
 def call(
-    solver: Solver, operator: Operator, R: np.ndarray, entry: Entry, *, transposed: bool
+    policy: Policy,
+    solver: Solver,
+    operator: Operator,
+    R: np.ndarray,
+    entry: Entry,
+    *,
+    transposed: bool,
 ) -> Solution:
     """Solve for the columns of R, `(n, k)`; the entry keeps the state."""
     # The store's copy, not the operands themselves: a state may keep views of its Jacobian.
     J = operator.host(entry.operands)
     n, k = R.shape
     group = operator.group
+    seconds = policy.patience(group)
+    solve = functools.partial(
+        checked, solver, J, entry=entry, transposed=transposed, seconds=seconds
+    )
     if not solver.capabilities.multi_rhs:
-        return _column_by_column(solver, group, J, R, entry, transposed)
+        return _column_by_column(solve, group, R, entry)
     if entry.probe is not None:
-        solution = checked(solver, J, R if k > 1 else R[:, 0], entry.state, transposed=transposed)
+        solution = solve(R if k > 1 else R[:, 0])
         solution.value = solution.value.reshape(n, k)
     else:
         # The first solve with a new operator carries one random right-hand side along: for a
@@ -36,7 +50,7 @@ def call(
         # singular direction (a b made as A x would hide the smallest).
         B = np.empty((n, k + 1), order="F")
         B[:, :k], B[:, k] = R, probe(n, group)
-        solution = checked(solver, J, B, entry.state, transposed=transposed)
+        solution = solve(B)
         solution.value, w = solution.value[:, :k], solution.value[:, k]
         entry.probe = entry.norm * math.sqrt(group.dot(w, w))  # type: ignore[operator]
     _keep_state(entry, solution)
@@ -51,7 +65,7 @@ def probe(n: int, group: Group) -> np.ndarray:
 
 
 def _column_by_column(
-    solver: Solver, group: Group, J: Any, R: np.ndarray, entry: Entry, transposed: bool
+    solve: Callable[[np.ndarray], Solution], group: Group, R: np.ndarray, entry: Entry
 ) -> Solution:
     V = np.zeros(R.shape, order="F")
     total, iterations = Solution(V), 0
@@ -59,7 +73,7 @@ def _column_by_column(
         if not group.some(r.any()):
             continue
         r = np.ascontiguousarray(r)
-        solution = checked(solver, J, r, entry.state, transposed=transposed)
+        solution = solve(r)
         _keep_state(entry, solution)
         v[:] = solution.value
         iterations += iterations_of(solution)
@@ -67,6 +81,8 @@ def _column_by_column(
             total.status, total.message = solution.status, solution.message
         total.doubt = total.doubt or solution.doubt
         total.stats |= solution.stats
+        if solution.status is Status.TIME_LIMIT:
+            break
     total.stats["iterations"] = iterations
     return total
 
@@ -76,25 +92,40 @@ def _keep_state(entry: Entry, solution: Solution) -> None:
         entry.state = solution.state
 
 
-def checked(solver: Solver, J: Any, rhs: np.ndarray, state: Any, *, transposed: bool) -> Solution:
-    """Call `linear_solve`; what is no success becomes NaN."""
+def checked(
+    solver: Solver,
+    J: Any,
+    rhs: np.ndarray,
+    *,
+    entry: Entry,
+    transposed: bool,
+    seconds: float,
+) -> Solution:
+    """Call `linear_solve` with the entry's state; what is no success becomes NaN."""
+    if seconds < math.inf:
+        rhs = rhs.copy()  # it may be JAX's own memory, which dies with the call
     try:
-        solution = as_solution(solver.linear_solve(J, rhs, state, transposed=transposed))
+        found = within(seconds, solver.linear_solve, J, rhs, entry.state, transposed=transposed)
+        solution = as_solution(found)
     except np.linalg.LinAlgError:
         solution = Solution(None, Status.SINGULAR)
     except MemoryError:
         solution = Solution(None, Status.OUT_OF_MEMORY)
+    except Abandoned as error:
+        entry.state = None  # which the call goes on with
+        solution = Solution(None, Status.TIME_LIMIT, message=str(error))
     if not isinstance(solution.status, Status):
         solution.status = Status.UNKNOWN
     if solution.status is not Status.SUCCESS:
         nothing = np.full(rhs.shape, np.nan)
         return Solution(nothing, solution.status, solution.stats, message=solution.message)
-    if np.shape(solution.value) != rhs.shape:
+    name = f"linear_solve of {type(solver).__name__}"
+    value = returned(solution.value, name)
+    if value.shape != rhs.shape:
         raise InputError(
-            f"linear_solve of {type(solver).__name__} returned shape {np.shape(solution.value)} "
-            f"for a right-hand side of shape {rhs.shape}"
+            f"{name} returned shape {value.shape} for a right-hand side of shape {rhs.shape}"
         )
-    solution.value = np.asarray(solution.value, np.float64)
+    solution.value = np.asarray(value, np.float64)
     if not solution.value.flags.writeable:
         solution.value = solution.value.copy()
     return solution

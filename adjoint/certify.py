@@ -19,6 +19,7 @@ import numpy as np
 
 from .checks.directions import direction, inner
 from .floating import Floating, floating_outputs
+from .inputs import whole_number
 from .policy import policy
 from .record import Record, record
 from .status import BacksolveError, Status
@@ -165,6 +166,7 @@ def certify(f: Callable[[Any], Any], params: Any, *, seed: int = 0) -> Certifica
     Raises:
         InputError: If θ or f(θ) has no floating leaf.
     """
+    seed = whole_number(seed, "seed", low=0)
     split = Floating.of(params)
     outputs, θ = floating_outputs(f, split), split.θ
 

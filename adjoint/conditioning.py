@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .call import checked
+from .call import checked, probe
 from .condition import inverse_norm
 from .contract import Solver
+from .group import ALONE
+from .norms import frobenius_norm
 from .operators import Operator
 from .policy import Policy
 from .status import Status
@@ -25,6 +27,12 @@ __all__ = ["Defect", "by_correction", "by_estimate"]
 
 # A correction is repeated for what it leaves over, until the verdict is clear; each adds a digit.
 _ROUNDS = 3
+
+# Unknowns up to which an iterative solver is asked for a random right-hand side too. With more, to
+# see every direction in it takes a large part of a solve, and a bound by the vectors in hand has to
+# do.
+_PROBED = 1000
+_SEEN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -51,28 +59,30 @@ def by_estimate(
     bound = max(bound, entry.probe or 0.0)
     if not in_doubt(policy, bound, eta):
         return Conditioning(bound, "bound")
-    estimate = _estimate(solver, operator, entry)
+    estimate = _estimate(policy, solver, operator, entry)
     if estimate is None:
         return Conditioning(bound, "bound")
     entry.condition = max(estimate, bound)  # both are below the truth
     return Conditioning(entry.condition, "estimate")
 
 
-def _estimate(solver: Solver, operator: Operator, entry: Entry) -> float | None:
+def _estimate(policy: Policy, solver: Solver, operator: Operator, entry: Entry) -> float | None:
     J = operator.host(entry.operands)
     own = solver.condition(J, entry.state)
     if own is not None:
         return own
     failed: list[Status] = []
+    group = operator.group
 
     def solve(r: np.ndarray, *, transposed: bool) -> np.ndarray:
-        solution = checked(solver, J, r, entry.state, transposed=transposed)
+        solution = checked(
+            solver, J, r, entry=entry, transposed=transposed, seconds=policy.patience(group)
+        )
         if solution.status is not Status.SUCCESS:
             failed.append(solution.status)
             return np.zeros_like(r)
         return solution.value
 
-    group = operator.group
     norm = inverse_norm(solve, operator.n - group.carried, group=group)
     estimate = norm * entry.norm  # type: ignore[operator]
     return None if failed else estimate
@@ -89,6 +99,11 @@ def by_correction(
     primal: Defect | None = None,
 ) -> Conditioning:
     """Take the free lower bound, and measure how the defects that leave doubt are magnified."""
+    if linear is not None and not entry.probed:
+        entry.probed = True
+        small = operator.group is ALONE and operator.n <= _PROBED
+        if small and solver.capabilities.probed:
+            bound = max(bound, _by_probe(solver, operator, entry, transposed=linear.transposed))
     bound = max(bound, entry.probe or 0.0)
     measured: dict[str, float] = {}
     for name, defect in (("linear", linear), ("primal", primal)):
@@ -96,6 +111,29 @@ def by_correction(
             measured[name], bound = _magnification(policy, solver, operator, entry, bound, defect)
     entry.probe = bound
     return Conditioning(bound, "bound", **measured)
+
+
+def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: bool) -> float:
+    """Return the lower bound from one random right-hand side z.
+
+    An iterate meets its tolerance without a direction that b hides, and so does a correction, made
+    from what is left over of b. In z directions are of size 1/√n, and hardly one below _SEEN of it.
+    """
+    z, enough = probe(operator.n, operator.group), _SEEN * operator.n**-0.5
+    J, w, left = operator.host(entry.operands), np.zeros_like(z), z
+    for _ in range(_ROUNDS):
+        rtol = 0.1 * enough / frobenius_norm(left)
+        more = solver.correct(J, left, entry.state, transposed=transposed, rtol=min(rtol, 0.1))
+        if more is None:
+            break
+        w = w + more
+        left = z - operator.apply(entry.operands, w, transposed=transposed)
+        size = frobenius_norm(left)
+        if size <= enough:
+            return entry.norm * frobenius_norm(w)  # type: ignore[operator]
+        if not math.isfinite(size):
+            break
+    return math.inf
 
 
 def _magnification(
@@ -106,6 +144,8 @@ def _magnification(
     d, size, norm = defect.vector, size_of(defect.vector), entry.norm
     if size == 0.0:
         return bound, bound
+    if not math.isfinite(size):
+        return math.inf, bound
     J, side = operator.host(entry.operands), defect.transposed
     e, left, magnification = np.zeros_like(d), d, math.inf
     for _ in range(_ROUNDS):
@@ -115,7 +155,7 @@ def _magnification(
         e = e + correction
         left = d - operator.apply(entry.operands, e, transposed=side)
         magnified = ratio(norm * size_of(e), size)  # type: ignore[operator]
-        if not math.isfinite(magnified):
+        if not math.isfinite(magnified + size_of(left)):
             return math.inf, bound
         bound = max(bound, magnified)
         # The bound stands for what the correction leaves over.

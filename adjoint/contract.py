@@ -26,7 +26,9 @@ class Solution:
         value: The solution x, or NaN where the solve failed.
         status: How the solve ended; an int32 array once it has passed through JAX.
         stats: Numbers worth keeping, such as `"iterations"`; records hold them all. Of a batch they
-            hold the largest, or of a name that ends in `"margin"` the smallest.
+            hold the largest, or of a name that ends in `"margin"` the smallest. A `"margin"` of a
+            linear solve is the distance to the nearest kink, relative to the size of x: a
+            derivative is untrusted if x is known less well.
         state: Reusable work of `linear_solve` (a factorisation); host only. Its size is taken from
             an `nbytes` attribute.
         jacobian: The Jacobian that `state` was made from: the engine hands the state back for an
@@ -57,6 +59,9 @@ class Capabilities:
             more than the cost of one.
         iterative: Whether every `linear_solve` is dear, so that errors of derivatives are estimated
             by `correct`, and a condition number under `verdict="full"` only.
+        probed: Whether a random right-hand side tells how ill-conditioned an iterative solver's J
+            is. Not so where J may be singular in directions that nobody reads, nor where a method
+            is meant to stop early.
         parallel: Whether the solves of a batch gain by threads: the library releases Python's lock,
             and `solve` may run in several threads at once.
         tolerance: The relative residual `‖F(x, θ)‖ / scale` that a successful solve meets.
@@ -66,6 +71,7 @@ class Capabilities:
     jacobian: str = "auto"
     multi_rhs: bool = False
     iterative: bool = False
+    probed: bool = True
     parallel: bool = False
     tolerance: float = 1e-8
     reports_unsolvable: bool = False
@@ -139,13 +145,20 @@ class Solver:
         return self
 
     def correct(
-        self, jacobian: Any, defect: np.ndarray, state: Any, *, transposed: bool
+        self,
+        jacobian: Any,
+        defect: np.ndarray,
+        state: Any,
+        *,
+        transposed: bool,
+        rtol: float = 0.1,
     ) -> np.ndarray | None:
-        """Return J⁻¹ d, or J⁻ᵀ d if transposed, for a defect d; one right digit is enough.
+        """Return J⁻¹ d, or J⁻ᵀ d if transposed, for a defect d, up to a relative residual `rtol`.
 
         Of an iterative solver only: its length is the error that the defect stands for. Looser and
         cheaper than `linear_solve`, which is the default. None if it cannot be had.
         """
+        del rtol
         solution = as_solution(self.linear_solve(jacobian, defect, state, transposed=transposed))
         return solution.value if solution.status is Status.SUCCESS else None
 

@@ -40,6 +40,8 @@ def solve(solver: Solver, params: Any, *, full_output: bool = False, **policy: A
         InputError: If an argument is wrong.
         SolverError: If the solve fails, under `on_failure="raise"`.
     """
+    if not isinstance(solver, Solver):
+        raise InputError(f"solver must be a backsolve.Solver, found {type(solver).__name__}")
     chosen = current_policy(**policy)
     if chosen.on_failure == "status" and not full_output:
         raise InputError("on_failure='status' needs full_output=True, or nobody sees the status")
@@ -90,11 +92,13 @@ def as_leaves(params: Any) -> tuple[list[Any], Tree]:
     for i, leaf in enumerate(leaves):
         if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
             leaves[i] = leaf = np.asarray(leaf)
-        if not is_real(leaf.dtype):
+        if isinstance(leaf, np.ma.MaskedArray) or not is_real(leaf.dtype):
             path = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(params)[0][i][0])
+            if isinstance(leaf, np.ma.MaskedArray):
+                raise InputError(f"params{path} is a masked array: fill its gaps first")
             raise InputError(
                 f"params{path} has type {leaf.dtype}: real numbers are needed (complex systems "
-                "are not supported)"
+                "are not supported), in the machine's own order of bytes"
             )
     shapes = tuple(leaf.shape for leaf in leaves)
     dtypes = tuple(jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves)

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
+from .drift import Nearby, drift
+from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
+from .patience import Abandoned, within
 from .problem import Problem, raised, residual_on_host
 from .sparse import CSR
 from .status import InputError, Status
@@ -24,6 +27,9 @@ from .tally import Tally
 from .verdict import EPS, ratio
 
 __all__ = ["batch_shape", "issue", "judge", "linear_solve", "solve"]
+
+# The relative residual up to which x̂ is the solution, and the linearisation the one there.
+_CONVERGED = 1e-12
 
 
 def batch_shape(problem: Problem, params: Sequence[Any]) -> tuple[int, ...]:
@@ -103,19 +109,21 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
     parallel = problem.solver.capabilities.parallel
     for lane, solution in enumerate(mapped(lambda θ: _call(problem, θ), θs, parallel=parallel)):
         ended, value = solution.status, solution.value
-        F, relative, entry = np.zeros(x.shape[-1]), np.nan, None
+        F, relative, entry, near = np.zeros(x.shape[-1]), np.nan, None, None
         if ended is Status.SUCCESS:
             F = residual_on_host(problem, value, θs[lane])
             with np.errstate(over="ignore", invalid="ignore"):
                 relative = ratio(problem.group.norm(F), problem.solver.scale(value))
             entry = _keep_state(problem, solution, θs[lane])
+            if relative > _CONVERGED:
+                near = Nearby(problem, value, θs[lane])
         tally.system(None, solution, "" if entry is None else "new")
         keep = tally.lane(lane, ended, primal=relative, doubt=solution.doubt)
         if ended is Status.SUCCESS and not keep:
             relative = Ticket.withheld
         values[lane] = value[: x.shape[-1]] if keep else np.nan
         status[lane] = ended
-        store.issue(tickets[lane], entry, F, relative, iterations_of(solution))
+        store.issue(tickets[lane], entry, F, relative, iterations_of(solution), near)
 
 
 def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
@@ -123,12 +131,16 @@ def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
     # Infinite is a bound that is not there; NaN is nothing.
     if problem.group.some(any(a.dtype.kind == "f" and np.isnan(a).any() for a in θ)):
         return Solution(np.nan, Status.NONFINITE_INPUT)
+    seconds = problem.policy.patience(problem.group)
     try:
-        solution = as_solution(problem.solver.solve(problem.params.unflatten(_copies(θ))))
+        params = problem.params.unflatten(_copies(θ))
+        solution = as_solution(within(seconds, problem.solver.solve, params))
     except np.linalg.LinAlgError:
         return Solution(np.nan, Status.SINGULAR)
     except MemoryError:
         return Solution(np.nan, Status.OUT_OF_MEMORY)
+    except Abandoned as error:
+        return Solution(np.nan, Status.TIME_LIMIT, message=str(error))
     if not isinstance(solution.status, Status):
         solution.status = Status.UNKNOWN
     if solution.status is not Status.SUCCESS:
@@ -150,7 +162,7 @@ def _copies(θ: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _vector(problem: Problem, value: Any) -> np.ndarray:
     """Return the value as a float64 vector, if it has the declared shapes."""
     unknown = problem.unknown
-    leaves = [np.asarray(leaf) for leaf in unknown.treedef.flatten_up_to(value)]
+    leaves = [returned(leaf, problem.name) for leaf in unknown.treedef.flatten_up_to(value)]
     if [leaf.shape for leaf in leaves] != list(unknown.shapes):
         raise InputError(
             f"{problem.name}: solve returned shapes {[leaf.shape for leaf in leaves]}, but "
@@ -228,6 +240,7 @@ def judge(
 ) -> None:
     """Account for the columns of a linear solve; those that may not be handed out become NaN."""
     tally.system(system.conditioning, system.solution, system.reuse)
+    drifts: dict[bytes, float] = {}
     for j, lane in enumerate(lanes):
         λ = system.value[:, j]
         eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
@@ -237,19 +250,36 @@ def judge(
         )
         if withheld and ended is Status.NONFINITE_INPUT:
             ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
+        if ended is Status.SUCCESS and not doubt:
+            doubt = _kink_within(system, eta)
         # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
         exact = transposed and not system.length[j]
+        error = system.error(j, 0.0 if exact else eta)
+        if error is not None and not exact:
+            point = tags[j].tobytes()
+            if point not in drifts:
+                drifts[point] = drift(problem, system, tags[j], eta)
+            error += drifts[point]
         keep = tally.lane(
             lane,
             ended,
             primal=eta,
             linear=system.linear_residual[j],
-            error=system.error(j, 0.0 if exact else eta),
+            error=error,
             weighted=_dual_weighted_residual(problem, tags[j], λ) if transposed else None,
             doubt=doubt,
         )
         if not keep:
             λ[:] = np.nan
+
+
+def _kink_within(system: System, eta: float) -> str:
+    """Return the doubt that the solution may be on the other side of the nearest kink, or none."""
+    margin = system.solution.stats.get("margin")
+    error = None if margin is None else system.error_of_point(eta)
+    if error is None or not margin <= error:  # type: ignore[operator]
+        return ""
+    return f"a kink is nearer (margin {margin:.1e}) than the solution is known ({error:.1e})"
 
 
 def _dual_weighted_residual(problem: Problem, ticket: np.ndarray, λ: np.ndarray) -> float | None:

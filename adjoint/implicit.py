@@ -12,6 +12,7 @@ import numpy as np
 
 from .contract import Capabilities, Solver, as_solution
 from .engine import as_leaves, solve
+from .inputs import returned
 from .jax_compat import is_traced, nested_device
 from .linearize import FORMS
 from .registry import get_solver
@@ -71,12 +72,17 @@ class ImplicitSolver(Solver):
         # On the second client's device, lest the function use JAX after all.
         with nested_device():
             solution = as_solution(self.function(*params))
-            solution.value = jax.tree.map(np.asarray, solution.value)
+            solution.value = _returned(self.function, solution.value)
         return solution
 
     def derivative_solver(self):
         """Return the given linear solver."""
         return self.linear
+
+
+def _returned(function: Any, value: Any) -> Any:
+    name = getattr(function, "__name__", type(function).__name__)
+    return jax.tree.map(lambda leaf: returned(leaf, name), value)
 
 
 class ImplicitFunction:
@@ -112,7 +118,7 @@ class ImplicitFunction:
                 value = as_solution(self._function(*arrays)).value
             if not jax.tree.leaves(value):
                 raise InputError(f"{self.__name__} returned {value!r}, not a solution")
-            self._learnt[tree] = Tree.of(jax.tree.map(np.asarray, value))
+            self._learnt[tree] = Tree.of(_returned(self, value))
         return self._learnt[tree]
 
 

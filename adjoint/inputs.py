@@ -18,6 +18,7 @@ __all__ = [
     "is_real",
     "real_array",
     "real_number",
+    "returned",
     "right_hand_side",
     "whole_number",
 ]
@@ -85,6 +86,19 @@ def _converted(array: Any, name: str) -> np.ndarray:
         return np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} is not an array of numbers: {error}") from None
+
+
+def returned(value: Any, function: str) -> np.ndarray:
+    """Return what a function of the user returned, as an array of real numbers of any type.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if type(value) is not np.ndarray:
+        value = _converted(value, f"what {function} returned")
+    if value.dtype.kind not in "fiub":
+        raise InputError(f"{function} returned type {value.dtype}, but {_wanted(value.dtype)}")
+    return value
 
 
 def _wanted(dtype: Any) -> str:

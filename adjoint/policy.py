@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .group import Group
 from .jax_compat import user_context
 from .status import InputError
 
@@ -44,6 +46,11 @@ class Policy:
             CPU device and `pure_callback` elsewhere; but on a GPU, a library that computes there
             is given the buffers themselves. `"on_device"` does that on a CPU too, where the solver
             can, and is `"auto"` otherwise.
+        abandon_after: Seconds after which a call of the library counts as failed, with the status
+            `TIME_LIMIT`. It cannot be stopped, and goes on in a thread of its own with all that it
+            holds; the next solve starts anew. It takes a library that releases Python's global
+            lock, or is written in Python. Solves on several ranks, or on a device, have no such
+            limit.
     """
 
     on_failure: str = "raise"
@@ -51,6 +58,7 @@ class Policy:
     gradient_tol: float = 1e-4
     verdict: str = "lazy"
     crossing: str = "auto"
+    abandon_after: float = math.inf
 
     def __post_init__(self):
         for name, choices in _CHOICES.items():
@@ -58,8 +66,14 @@ class Policy:
                 raise InputError(
                     f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}"
                 )
-        if not (isinstance(self.gradient_tol, numbers.Real) and self.gradient_tol > 0):
-            raise InputError(f"gradient_tol={self.gradient_tol!r} must be a positive number")
+        for name in ("gradient_tol", "abandon_after"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Real) and float(value) > 0):
+                raise InputError(f"{name}={value!r} must be a positive number")
+
+    def patience(self, group: Group) -> float:
+        """Return how long to wait for a library's call; on several processes all wait for all."""
+        return math.inf if group.collective else self.abandon_after
 
 
 _context = user_context(Policy())

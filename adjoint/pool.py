@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from .forks import renewed_after_forks
+
 __all__ = ["Pool", "Workspace"]
 
 
@@ -43,11 +45,17 @@ class Pool(Generic[W]):
         limit: How many there may be.
     """
 
+    _workspaces: list[W]
+
     def __init__(self, make: Callable[[], W], *, capacity: int = 4, limit: int = 1024):
         self._make, self._capacity, self._limit = make, capacity, limit
         self._spare = capacity
-        self._workspaces: list[W] = []
-        self._lock = threading.Lock()
+        renewed_after_forks(self)
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget all workspaces."""
+        self._lock, self._workspaces = threading.Lock(), []
 
     def acquire(self, holder: Any, *, robbed: bool = False) -> W:
         """Give the holder a workspace, which it must load."""

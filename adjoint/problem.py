@@ -142,6 +142,8 @@ def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
     if isinstance(solver, LinearSolver):
         matrix, b = params.abstract()
         operator = solver.operator(matrix)
+        if not hasattr(b, "shape"):
+            raise InputError(f"b must be an array, found {type(b).__name__}: params are (A, b)")
         if b.shape != (operator.n,):
             raise InputError(f"b has shape {b.shape}, but A has {operator.n} rows: they must agree")
     unknown = _unknown(solver, params)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from .aligned import aligned
+from .forks import held_over_forks
 from .status import Status
 
 __all__ = ["Log", "Record", "record", "recording", "write"]
@@ -105,7 +106,7 @@ def _row(r: Record) -> tuple[str, ...]:
 
 
 _logs: list[Log] = []
-_lock = threading.Lock()
+_lock = held_over_forks(threading.Lock())
 
 
 @contextlib.contextmanager

@@ -239,8 +239,9 @@ def root_vjp(
     check_function(optimality_fun, "optimality_fun")
     _check_like("cotangent", cotangent, sol, "sol")
     solver = _solver(optimality_fun, sol, solve)
-    _, pullback = jax.vjp(lambda *a: attach(solver, sol, ((), a, {}), **policy), *args)
-    return pullback(cotangent)
+    x, pullback = jax.vjp(lambda *a: attach(solver, sol, ((), a, {}), **policy), *args)
+    as_leaves(cotangent)
+    return pullback(jax.tree.map(lambda c, leaf: jnp.asarray(c, leaf.dtype), cotangent, x))
 
 
 def root_jvp(

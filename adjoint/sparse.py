@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .cached import cached_property
+from .forks import held_over_forks
 from .inputs import real_array, whole_number
 from .jax_compat import is_traced
 from .status import InputError
@@ -20,7 +21,7 @@ __all__ = ["CSR", "Pattern", "as_csr"]
 
 
 _interned: weakref.WeakValueDictionary[bytes, Pattern] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = held_over_forks(threading.Lock())
 
 
 class Pattern:
@@ -56,6 +57,8 @@ class Pattern:
         except (TypeError, ValueError):
             raise InputError(f"shape={shape!r} must be two integers") from None
         m, n = (whole_number(size, "the size in shape", low=0) for size in (m, n))
+        if max(m, n) > np.iinfo(np.int32).max:
+            raise InputError(f"shape={shape!r} holds a size above the largest int32")
         indices = _int32("indices", indices)
         indptr = _int32("indptr", indptr)
         digest = hashlib.blake2b(indices, digest_size=16)

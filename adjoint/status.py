@@ -109,6 +109,10 @@ class SolverError(BacksolveError, RuntimeError):
         super().__init__(message)
         self.status = status
 
+    def __reduce__(self):
+        # By its arguments, of which Exception knows one: pools of processes send errors back.
+        return type(self), (str(self), self.status)
+
 
 class UntrustedGradientError(BacksolveError, RuntimeError):
     """A derivative's error estimate exceeds `gradient_tol`, under `on_untrusted="raise"`."""

@@ -16,10 +16,11 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .forks import renewed_after_forks
 from .group import ALONE, Group
 
 __all__ = ["Entry", "Store", "Ticket", "default_limit", "store"]
@@ -38,6 +39,7 @@ class Entry:
         state: What the linear solver keeps, or None.
         norm: ‖J‖.
         probe: The free lower bound of the condition number from a random right-hand side, or None.
+        probed: Whether an iterative solver was asked for a random right-hand side.
         condition: The estimated condition number, or None.
         serial: Number of the entry among those of its group, the same on every process.
     """
@@ -53,6 +55,7 @@ class Entry:
         "operands",
         "overhead",
         "probe",
+        "probed",
         "serial",
         "state",
     )
@@ -63,6 +66,7 @@ class Entry:
         self.state: Any = None
         self.norm: float | None = None
         self.probe: float | None = None
+        self.probed = False
         self.condition: float | None = None
         self.serial = 0
         self.lock = threading.RLock()
@@ -90,6 +94,7 @@ class Ticket:
     def write(cls, ticket: np.ndarray, counter: int, residual: float, iterations: int) -> None:
         """Write a ticket into four uint32 numbers."""
         residual = min(residual, 3e38)  # of float32
+        iterations = min(max(iterations, 0), 0xFFFFFFFF)
         cls._layout.pack_into(ticket.data, 0, counter, _NONCE, residual, iterations)
 
     @classmethod
@@ -104,6 +109,18 @@ class Ticket:
         return counter if nonce == _NONCE else None
 
 
+class _Solve(NamedTuple):
+    """A finished solve: its entry, its residual vector, and F near its solution."""
+
+    entry: weakref.ref[Entry] | None
+    F: np.ndarray
+    near: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.F.nbytes + (0 if self.near is None else self.near.nbytes)
+
+
 class Store:
     """Least recently used work goes first when the limit is passed.
 
@@ -116,7 +133,7 @@ class Store:
         self.nbytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._buckets: dict[int | bytes, list[Entry]] = {}
-        self._solves: OrderedDict[int | None, Any] = OrderedDict()
+        self._solves: OrderedDict[int | None, _Solve] = OrderedDict()
         self._solve_bytes = 0
         self._counter = 0
         self._lock = threading.Lock()
@@ -193,26 +210,33 @@ class Store:
         F: np.ndarray,
         relative: float,
         iterations: int,
+        near: Any = None,
     ) -> None:
         """Remember a finished solve, its residual vector and its entry, and write its ticket."""
+        solve = _Solve(None if entry is None else weakref.ref(entry), F, near)
         with self._lock:
             self._counter = counter = (self._counter + 1) & 0xFFFFFFFF
-            self._solves[counter] = (None if entry is None else weakref.ref(entry), F)
-            self._solve_bytes += F.nbytes
+            self._solves[counter] = solve
+            self._solve_bytes += solve.nbytes
             while len(self._solves) > _SOLVES or self._solve_bytes > self.limit // 16:
-                _, (_, oldest) = self._solves.popitem(last=False)
+                _, oldest = self._solves.popitem(last=False)
                 self._solve_bytes -= oldest.nbytes
         Ticket.write(ticket, counter, relative, iterations)
 
     def residual(self, ticket: np.ndarray) -> np.ndarray | None:
         """Return the residual vector F(x̂, θ) of the solve that a ticket names, if it is held."""
         solve = self._solves.get(Ticket.counter(ticket))
-        return None if solve is None else solve[1]
+        return None if solve is None else solve.F
+
+    def nearby(self, ticket: np.ndarray) -> Any:
+        """Return F near the solution of the solve that a ticket names, if it is held."""
+        solve = self._solves.get(Ticket.counter(ticket))
+        return None if solve is None else solve.near
 
     def entry(self, ticket: np.ndarray) -> Entry | None:
         """Return the entry that served the solve that a ticket names, if it is held."""
         solve = self._solves.get(Ticket.counter(ticket))
-        return None if solve is None or solve[0] is None else solve[0]()
+        return None if solve is None or solve.entry is None else solve.entry()
 
     def clear(self) -> None:
         """Drop everything; what is still needed is made again."""
@@ -221,6 +245,11 @@ class Store:
             self._buckets.clear()
             self._solves.clear()
             self.nbytes = self._solve_bytes = 0
+
+    def renew(self) -> None:
+        """Start empty: what a fork found in the hands of another thread has no owner any more."""
+        self._lock = threading.Lock()
+        self.clear()
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -283,3 +312,4 @@ def default_limit() -> int:
 
 
 store = Store(default_limit())
+renewed_after_forks(store)

@@ -71,6 +71,10 @@ class System:
             return None
         return self.conditioning.error(self.eta[j] if self.length[j] else 0.0, eta_primal)
 
+    def error_of_point(self, eta_primal: float) -> float | None:
+        """Return the share of the point in the error estimates."""
+        return None if self.conditioning is None else self.conditioning.error(0.0, eta_primal)
+
 
 # Whatever overflows shows in the results, which are all checked.
 @np.errstate(over="ignore", invalid="ignore")
@@ -105,7 +109,7 @@ def solve_system(
         else:
             if Status.NONFINITE_INPUT in status:  # solve for the good columns only
                 R = np.where([s is Status.SUCCESS for s in status], R, 0.0)
-            solution = call(solver, operator, R, entry, transposed=transposed)
+            solution = call(problem.policy, solver, operator, R, entry, transposed=transposed)
         V = solution.value
         if solution.status is Status.SUCCESS:
             if len(sizes) == 1:

@@ -94,6 +94,7 @@ class Tally:
         if within and not doubt:
             return True
         self._untrusted = (*self._untrusted, lane)
+        self._doubt = self._doubt or doubt
         return self.policy.on_untrusted != "nan"
 
     def close(self) -> None:

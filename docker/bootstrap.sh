@@ -8,7 +8,7 @@
 #                                      in .venv-newest, where the Python of .venv is too old for it;
 #                                      and those marked petsc with the oldest PETSc, in .venv-oldest
 #   docker/bootstrap.sh slurm          install what tests/test_slurm.py starts, where that is for us to do
-#   docker/bootstrap.sh peers          make .venv-peers: backsolve, and the packages it is compared with
+#   docker/bootstrap.sh peers          make .venv-peers: backsolve, PETSc, and what it is compared with
 #
 # PYTHON=/path/to/python chooses the interpreter, PETSC_DIR (and PETSC_ARCH) a PETSc that is there,
 # BACKSOLVE_WHEELS the folder that keeps what was compiled. A step that is up to date is skipped.
@@ -128,7 +128,8 @@ available() {
 test_in() {
     local status=0
     say "$1: pytest -m '$2' with JAX $(jax_in "$1")"
-    "$1/bin/pytest" -q -p no:cacheprovider -m "$2" || status=$?
+    "$1/bin/pytest" -q -n logical --maxprocesses 8 --dist loadfile -p no:benchmark \
+        -p no:cacheprovider -m "$2" || status=$?
     [ "$status" -ne 5 ] || die "no test carries the marker $2"
     return "$status"
 }
@@ -183,9 +184,26 @@ slurm() {
 # These versions work together; newer ones of JAX are untried with them, newer ones of lineax break
 # diffqcp, which needs Python 3.12.
 PEERS=(
-    cvxpylayers==1.2.0 diffcp==1.1.9 diffqcp==0.4.4 lineax==0.1.0 moreau==0.4.1
-    jaxopt==0.8.5 qpax==0.1.4 jax==0.10.2 jaxlib==0.10.2
+    cvxpylayers==1.2.0 diffcp==1.1.9 diffqcp==0.4.4 lineax==0.1.0 optimistix==0.1.0 moreau==0.4.1
+    jaxopt==0.8.5 qpax==0.1.4 klujax==0.5.2 jax==0.10.2 jaxlib==0.10.2
 )
+# splineax needs a newer lineax, and a klujax of its own: they lie apart, for PYTHONPATH.
+SPLINEAX=(splineax==0.4.0 splineax-klujax==0.5.0.post7 entangle-jax==0.1.1 lineax==0.1.1)
+
+peers() {
+    local python
+    python=$(newer_python)
+    environment .venv-peers "${python:-$(main_python)}" test "${PEERS[@]}"
+    petsc_into .venv-peers "$PETSC_NEWEST" "" ""
+    if [ "$(cat .venv-peers/.splineax 2>/dev/null)" = "${SPLINEAX[*]}" ]; then return; fi
+    say ".venv-peers/splineax: installing ${SPLINEAX[*]}"
+    rm -rf .venv-peers/splineax
+    if pip_in .venv-peers install --no-deps --target .venv-peers/splineax "${SPLINEAX[@]}"; then
+        echo "${SPLINEAX[*]}" >.venv-peers/.splineax
+    else # it has wheels for some Pythons only, and the others do not depend on it
+        say ".venv-peers/splineax: skipped, it cannot be installed here"
+    fi
+}
 
 case ${1:-} in
     main)
@@ -199,9 +217,6 @@ case ${1:-} in
         ;;
     slurm) slurm ;;
     versions) versions ;;
-    peers)
-        python=$(newer_python)
-        environment .venv-peers "${python:-$(main_python)}" test "${PEERS[@]}"
-        ;;
+    peers) peers ;;
     *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac

@@ -1,5 +1,7 @@
 """A policy says what a failure and an untrusted derivative lead to, per call and per block."""
 
+import copy
+import pickle
 import threading
 import warnings
 
@@ -215,6 +217,15 @@ def test_a_status_for_every_column_and_every_lane(mode):
 
     lanes = mode(jax.vmap(columns, (0, None)))(np.stack([GOOD, ZERO]), B)
     np.testing.assert_array_equal(lanes.status, [Status.SUCCESS, Status.SINGULAR])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_an_error_survives_copying_as_pools_of_processes_do(copied):
+    with pytest.raises(SolverError) as caught:
+        backsolve.lapack.solve(np.zeros((2, 2)), np.ones(2))
+    again = copied(caught.value)
+    assert type(again) is SolverError
+    assert (str(again), again.status) == (str(caught.value), Status.SINGULAR)
 
 
 def test_full_output_still_raises_unless_told_otherwise():

@@ -62,7 +62,7 @@ def test_the_limit_holds_after_every_solve(limit, store):
         x = backsolve.lapack.solve(A, b)
         assert np.linalg.norm(A @ x - b) <= 1e-12 * np.linalg.norm(b)
         assert held(store) <= store.nbytes <= limit
-        assert sum(F.nbytes for _, F in store._solves.values()) <= limit // 16
+        assert sum(solve.nbytes for solve in store._solves.values()) <= limit // 16
         consistent(store)
         most = max(most, len(store))
     assert (most > 0) == (limit >= 3_000)

@@ -80,9 +80,9 @@ class Krylov(LinearSolver):
         """Return the solver of tangent and adjoint systems."""
         return dataclasses.replace(self, rtol=self.derivative_rtol)
 
-    def correct(self, jacobian, defect, state, *, transposed):
-        """Iterate to one digit."""
-        loose = dataclasses.replace(self, rtol=0.1, atol=0.0)
+    def correct(self, jacobian, defect, state, *, transposed, rtol=0.1):
+        """Iterate up to a residual."""
+        loose = dataclasses.replace(self, rtol=rtol, atol=0.0)
         solution = loose.linear_solve(jacobian, defect, state, transposed=transposed)
         return solution.value if solution.status is Status.SUCCESS else None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..cached import cached_property
 from ..contract import Solution, Solver, as_solution
 from ..engine import as_leaves, solve
 from ..policy import current_policy

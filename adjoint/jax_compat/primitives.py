@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..status import InputError
 from .arrays import read_only, read_only_buffers, to_device
+from .interrupt import interruptible
 from .order import COLLECTIVE, NOTHING
 
 __all__ = ["host_primitive", "identity_primitive", "jax_primitive"]
@@ -70,6 +71,7 @@ def host_primitive(
         return results, {COLLECTIVE} if params["problem"].group.collective else NOTHING
 
     def by_buffer(*operands, **params):
+        @interruptible
         def callback(context, results, *buffers):
             del context
             for result, value in zip(
@@ -80,6 +82,7 @@ def host_primitive(
         return buffer_callback(callback, abstract(*operands, **params))(*operands)
 
     def by_pure(*operands, **params):
+        @interruptible
         def callback(*arrays):
             return [np.asarray(result) for result in host(*read_only(arrays), **params)]
 
@@ -93,6 +96,7 @@ def host_primitive(
             )
         prepare(**params)
 
+        @interruptible
         def callback(*arrays):
             return host(*read_only(arrays), **params)
 

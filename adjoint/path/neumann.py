@@ -40,7 +40,7 @@ class NeumannSeries(Solver):
     terms: int = 100
     rtol: float = 0.0
 
-    capabilities = Capabilities(jacobian="matrix-free", iterative=True)
+    capabilities = Capabilities(jacobian="matrix-free", iterative=True, probed=False)
 
     def __post_init__(self):
         whole_number(self.terms, "terms")
@@ -75,9 +75,9 @@ class NeumannSeries(Solver):
             doubt = f"{count} terms of the Neumann series are too few: they leave {left:.2g} of it"
         return Solution(total, stats=stats, doubt=doubt)
 
-    def correct(self, jacobian, defect, state, *, transposed):
-        """Sum as many terms, or as are needed for one digit."""
-        loose = dataclasses.replace(self, rtol=max(self.rtol, 0.1))
+    def correct(self, jacobian, defect, state, *, transposed, rtol=0.1):
+        """Sum as many terms, or as are needed."""
+        loose = dataclasses.replace(self, rtol=max(self.rtol, rtol))
         solution = loose.linear_solve(jacobian, defect, state, transposed=transposed)
         return solution.value if solution.status is Status.SUCCESS else None
 

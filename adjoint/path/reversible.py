@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..cached import cached_property
 from ..engine import as_leaves
 from ..jax_compat import (
     define_batching,
@@ -98,7 +99,7 @@ class _Path:
     inverse: Any
     policy: Policy
 
-    @functools.cached_property
+    @cached_property
     def floats(self) -> tuple[bool, ...]:
         """Which leaves of θ move."""
         return tuple(jnp.issubdtype(dtype, jnp.floating) for dtype in self.params.dtypes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.residuals.conic import Cone
 
 __all__ = ["Blocks", "Triangles", "blocks_of"]
@@ -24,7 +25,7 @@ class Triangles:
     k: int
     rows: np.ndarray
 
-    @functools.cached_property
+    @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         column, row = np.triu_indices(self.k)
         place = np.zeros((self.k, self.k), int)

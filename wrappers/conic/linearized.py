@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.condition import inverse_norm
 from backsolve.residuals.conic import Cone
 

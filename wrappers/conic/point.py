@@ -7,9 +7,9 @@ Where F vanishes, x, y and s are a solution.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
+
+from backsolve.adjoint.cached import cached_property
 
 from .program import Program
 from .projection import Projection, project

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from backsolve.adjoint.forks import held_over_forks
 from backsolve.residuals.conic import Cone
 
 from .blocks import Blocks, blocks_of
@@ -211,7 +212,7 @@ class _Recent:
     """
 
     def __init__(self, size: int):
-        self._size, self._lock = size, threading.Lock()
+        self._size, self._lock = size, held_over_forks(threading.Lock())
         self._kept: collections.OrderedDict[tuple[Cone, bytes], Projection] = (
             collections.OrderedDict()
         )

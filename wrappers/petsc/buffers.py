@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.status import InputError, SolverBroken
 
 __all__ = ["CudaBuffers", "HostBuffers"]
@@ -86,7 +87,7 @@ class CudaBuffers(HostBuffers):
             cudahandle=address.ctypes.data, size=address.size, comm=self.PETSc.COMM_SELF
         )
 
-    @functools.cached_property
+    @cached_property
     def _number(self) -> int:
         return self.PETSc.DeviceContext.getCurrent().getDevice().getDeviceId()
 

@@ -114,11 +114,11 @@ class KSP(LinearSolver):
         J, x0 = started(jacobian)
         return self._with_workspace(J, state, run)
 
-    def correct(self, jacobian, defect, state, *, transposed):
-        """Solve to one digit."""
+    def correct(self, jacobian, defect, state, *, transposed, rtol=0.1):
+        """Solve up to a residual."""
 
         def run(lease: Lease):
-            loose = lease.workspace.tolerances._replace(ksp_rtol=0.1, ksp_atol=0.0)
+            loose = lease.workspace.tolerances._replace(ksp_rtol=rtol, ksp_atol=0.0)
             return lease.workspace.solve(defect, loose, transposed=transposed)
 
         J, _ = started(jacobian)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.forks import held_over_forks
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import InputError, SolverBroken, SolverNotFound
 
@@ -25,7 +26,7 @@ from .owner import destroy_all, empty
 
 __all__ = ["check_mpi", "entered", "petsc"]
 
-_lock = threading.RLock()
+_lock = held_over_forks(threading.RLock())
 _closed = False
 
 

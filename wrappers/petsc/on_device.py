@@ -149,9 +149,11 @@ class _Session(Session):
         workspace = self._lease.workspace
         return self._run(v, r, self.solver.tolerances(workspace.tolerances), transposed)
 
-    def correct(self, jacobian: Any, defect: Any, state: Any, *, transposed: bool) -> Any:
-        """Solve to one digit."""
-        loose = self._lease.workspace.tolerances._replace(ksp_rtol=0.1, ksp_atol=0.0)
+    def correct(
+        self, jacobian: Any, defect: Any, state: Any, *, transposed: bool, rtol: float = 0.1
+    ) -> Any:
+        """Solve up to a residual."""
+        loose = self._lease.workspace.tolerances._replace(ksp_rtol=rtol, ksp_atol=0.0)
         correction = defect.like()
         ended = self._run(correction, defect, loose, transposed)
         return correction if ended.status is Status.SUCCESS else None

@@ -143,6 +143,12 @@ class Workspace(Owner):
         ksp, options, solve = self._solver(transposed)
         guessed = ksp.getInitialGuessNonzero()
         _stop(ksp, tolerances)
+        if ksp.getType() == "qmrcgs":
+            # PETSc's begins with what its last solve left in a work vector, and so adds to x what
+            # belongs to another right-hand side.
+            operators = ksp.getOperators()
+            ksp.reset()
+            ksp.setOperators(*operators)
         guess = guess and ksp.getType() != "preonly"
         ksp.setInitialGuessNonzero(guess)
         if not guess:

@@ -35,12 +35,20 @@ class Linearized:
     Args:
         point: The point.
         smoothing: μ of the smoothed conditions, zero for the exact ones.
+
+    Attributes:
+        shared: The largest share of a multiplier that smoothing gives to the wrong one of two
+            bounds, which may be close.
     """
 
     def __init__(self, point: Point, smoothing: float):
         self.point, self.program, self.smoothing = point, point.program, smoothing
+        self.shared = 0.0
         if smoothing:
-            self.D = _smooth_D(point.program, point.z + point.y, smoothing)
+            lower, upper = _smooth_shares(point.program, point.z + point.y, smoothing)
+            self.D = np.clip(1.0 - lower - upper, 0.0, 1.0)
+            both = np.minimum(lower, upper)[~point.program.equality]
+            self.shared = float(both.max(initial=0.0))
         else:
             self.D = point.activity.inactive
 
@@ -69,14 +77,15 @@ class Linearized:
         return product
 
 
-def _smooth_D(program: Program, t: np.ndarray, μ: float) -> np.ndarray:
+def _smooth_shares(program: Program, t: np.ndarray, μ: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much of t each lower and each upper bound holds: 1 − D in all."""
+
     def slope(a):  # of (a + √(a² + 4μ)) / 2
         return 0.5 * (1.0 + a / np.sqrt(a * a + 4 * μ))
 
     below, above = np.isfinite(program.l), np.isfinite(program.u)
     l, u = np.where(below, program.l, 0.0), np.where(above, program.u, 0.0)
-    D = np.where(below, slope(t - l), 1.0) - np.where(above, slope(t - u), 0.0)
-    return np.clip(D, 0.0, 1.0)
+    return np.where(below, slope(l - t), 0.0), np.where(above, slope(t - u), 0.0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,8 @@ class ActiveSet(ByReduction):
         if J.smoothing:
             exact = ActiveSet("nan").solved(J.exact, rhs, state.exact, transposed).value
             distance = frobenius_norm(solution.value - exact)
-            if not solution.doubt and not distance <= _SMOOTHED * frobenius_norm(exact):
+            unchanged = distance <= _SMOOTHED * frobenius_norm(exact) and J.shared <= _SMOOTHED
+            if not solution.doubt and not unchanged:
                 solution.doubt = "smoothing changes the derivative"
         return solution
 

@@ -12,11 +12,12 @@ whatever the rows of A are multiplied by.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from .program import Program
+from backsolve.adjoint.cached import cached_property
+
+from .program import UNBOUNDED, Program
 
 __all__ = ["Activity", "Point"]
 
@@ -101,7 +102,7 @@ class Point:
         """The size of slacks, `(m,)`: of A x and the bound that is nearer."""
         l, u, z = self.program.l, self.program.u, self.z
         bound = np.abs(np.where(z - l < u - z, l, u))
-        scale = np.maximum(self._magnitudes[1], np.where(np.isfinite(bound), bound, 0.0))
+        scale = np.maximum(self._magnitudes[1], np.where(bound < UNBOUNDED, bound, 0.0))
         # At x = 0 there may be no length but that of the other bounds, or none at all.
         return _floored(scale, max(_largest(scale), self.program.largest_bound))
 

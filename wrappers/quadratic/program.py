@@ -7,18 +7,18 @@ P and A are what all convex programs have, see `Matrices`.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.status import Status
 
 from ..quasidefinite.matrices import Matrices
 
-__all__ = ["Program"]
+__all__ = ["UNBOUNDED", "Program"]
 
-_UNBOUNDED = 1e15
+UNBOUNDED = 1e15  # a bound that is larger stands for none
 
 
 class Program(Matrices):
@@ -63,6 +63,6 @@ class Program(Matrices):
 
     @cached_property
     def largest_bound(self) -> float:
-        """The largest |l| or |u|, but for what stands for no bound."""
+        """The largest |l| or |u| that is a bound."""
         bounds = np.abs(np.concatenate([self.l, self.u]))
-        return float(bounds[bounds < _UNBOUNDED].max(initial=0.0))
+        return float(bounds[bounds < UNBOUNDED].max(initial=0.0))

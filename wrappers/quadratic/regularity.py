@@ -56,7 +56,7 @@ def _off(point: Point, active: np.ndarray) -> float:
     """Return the largest residual beside the largest terms that should have balanced."""
     # Refinement makes the largest entries of a defect small, not each beside its own terms.
     n, F = point.x.size, np.abs(point.F)
-    slack = np.where(active, F[n:], 0.0).max(initial=0.0) / point.slack_scale.max(initial=1e-300)
+    slack = F[n:][active].max(initial=0.0) / point.slack_scale[active].max(initial=1e-300)
     pull = np.where(active, 0.0, F[n:] * point.influence).max(initial=0.0)
     return float(max(F[:n].max(initial=0.0) / point.pull.max(initial=1e-300), slack, pull))
 

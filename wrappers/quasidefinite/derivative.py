@@ -105,9 +105,8 @@ class ByReduction(Solver):
     degenerate: str = "raise"
     origin: Origin | None = None
     name = "qdldl"
-    # "Iterative": the errors that are there are measured. Conditioning by a random right-hand side
-    # would count null directions that the given one has no part in.
-    capabilities = Capabilities(iterative=True, tolerance=1e-8)
+    # "Iterative": the errors that are there are measured.
+    capabilities = Capabilities(iterative=True, probed=False, tolerance=1e-8)
 
     def state_of(self, J: Any) -> Any:
         """Return a `Reduced` for J."""

@@ -6,11 +6,11 @@ Everything here depends on the pattern of K only, and is found once for each.
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.registry import require
 
 __all__ = ["Layout"]
@@ -58,7 +58,7 @@ class Layout:
         # A double and a 32-bit index for each entry: of K, and of L with as much again filled in.
         return 12 * 3 * self.indices.size
 
-    @functools.cached_property
+    @cached_property
     def _K(self) -> Any:
         arrays = np.zeros(self.indices.size), self.indices, self.indptr
         return require("scipy.sparse").csr_array(arrays, shape=(self.size, self.size))

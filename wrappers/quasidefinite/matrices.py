@@ -9,11 +9,11 @@ B multiplies primal and dual unknowns at once.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import InputError, Status
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
+
 from .refined import CONSISTENT
 
 __all__ = ["Null", "Regularity", "null_of"]
@@ -41,12 +43,12 @@ class Regularity:
     dependent: int = 0
     null: np.ndarray | None = None
 
-    @functools.cached_property
+    @cached_property
     def margin(self) -> float:
         """The smallest distance from a kink; 1 if there is none."""
         return min(float(self.margins.min(initial=1.0)), 1.0)
 
-    @functools.cached_property
+    @cached_property
     def weak(self) -> int:
         """How many kinks are here."""
         # What is closer than the point is known may be a kink.
