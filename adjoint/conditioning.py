@@ -121,9 +121,10 @@ def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: b
     """
     z, enough = probe(operator.n, operator.group), _SEEN * operator.n**-0.5
     J, w, left = operator.host(entry.operands), np.zeros_like(z), z
-    for _ in range(_ROUNDS):
-        rtol = 0.1 * enough / frobenius_norm(left)
-        more = solver.correct(J, left, entry.state, transposed=transposed, rtol=min(rtol, 0.1))
+    for k in range(_ROUNDS):
+        # Tighter each time: MINRES stops by the backward error, and others by a preconditioned one.
+        rtol = 0.1 * enough * 1e-3**k
+        more = solver.correct(J, left, entry.state, transposed=transposed, rtol=rtol)
         if more is None:
             break
         w = w + more

@@ -196,4 +196,5 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
             raise InputError(f"like= holds {leaf!r}, which is not an array of numbers") from None
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise InputError(f"like= has type {leaf.dtype}: the solution must be real and floating")
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    dtype = leaf.dtype.newbyteorder("=") if isinstance(leaf, np.ndarray) else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, dtype)

@@ -11,10 +11,10 @@ from typing import Any
 
 from .status import SolverBroken, SolverNotFound
 
-__all__ = ["available_solvers", "get_solver", "register", "registered_solvers", "require"]
+__all__ = ["EXTRAS", "available_solvers", "get_solver", "register", "registered_solvers", "require"]
 
 _SOLVERS: dict[str, type] = {}
-_EXTRAS = {  # library: the extra that installs it
+EXTRAS = {  # library: the extra that installs it
     "asdex": "sparse",
     "osqp": "convex",
     "scs": "convex",
@@ -94,7 +94,7 @@ def require(module: str) -> Any:
     """
     library = module.partition(".")[0]
     if not _installed(library):
-        extra = _EXTRAS.get(library)
+        extra = EXTRAS.get(library)
         how = f"backsolve[{extra}]" if extra else library
         raise SolverNotFound(f"{library} is not installed: pip install '{how}'")
     try:

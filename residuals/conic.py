@@ -159,7 +159,11 @@ def conic_program(
     Raises:
         InputError: If y or s has not as many entries as the cone has rows.
     """
-    x, y, s = xys[0], cone._checked(xys[1]), cone._checked(xys[2])
+    if not isinstance(cone, Cone):
+        raise InputError(f"cone must be a residuals.Cone, found {type(cone).__name__}")
+    x, y, s = xys
+    y, s = cone._checked(y), cone._checked(s)
+    A = A if hasattr(A, "T") else jnp.asarray(A)
     stationarity = A.T @ y + c
     if P is not None:
         stationarity = P @ x + stationarity

@@ -62,6 +62,7 @@ def quadratic_program(
         The residuals, shaped like `xy`.
     """
     x, y = xy
+    A = A if hasattr(A, "T") else jnp.asarray(A)
     z = A @ x
     stationarity = P @ x + q + A.T @ y
     if smoothing:

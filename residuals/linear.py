@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 __all__ = ["linear_system", "normal_equations"]
 
@@ -30,4 +31,5 @@ def normal_equations(x: Any, A: Any, b: Any) -> jax.Array:
         A: `(m, n)` array or `backsolve.CSR`, of full column rank.
         b: `(m,)`.
     """
+    A = A if hasattr(A, "T") else jnp.asarray(A)
     return A.T @ (A @ x - b)

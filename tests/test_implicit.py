@@ -444,7 +444,10 @@ def cube(x, b):
         ),
         (lambda: implicit(lambda b: b[:2], cube, like=B)(B), r"solve returned shapes \[\(2,\)\]"),
         (lambda: implicit(lambda b: None, cube)(B), "returned None, not a solution"),
-        (lambda: implicit(lambda b: b + 1j, cube)(B), "returned type complex128, but real numbers are needed"),
+        (
+            lambda: implicit(lambda b: b + 1j, cube)(B),
+            "returned type complex128, but real numbers are needed",
+        ),
         (
             lambda: implicit(lambda b: Solution(b, state=b), cube, like=B)(B),
             "a state without the jacobian",

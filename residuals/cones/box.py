@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from backsolve.adjoint.status import InputError
+
 from .rules import homogeneous
 
 __all__ = ["box"]
@@ -31,6 +33,8 @@ def box(v: jax.Array, l: Any, u: Any) -> jax.Array:
         l: `(n,)`, −inf where there is no bound.
         u: `(n,)`, inf where there is no bound; l ≤ u.
     """
+    if not v.size:
+        raise InputError("v is empty, but (t, s) has t at least")
     l, u = jnp.asarray(l, v.dtype), jnp.asarray(u, v.dtype)
     t0, s = v[0], v[1:]
 

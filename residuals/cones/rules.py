@@ -10,7 +10,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["dual", "homogeneous"]
+from backsolve.adjoint.status import InputError
+
+__all__ = ["dual", "homogeneous", "vector"]
+
+
+def vector(v: Any) -> jax.Array:
+    """Return v as an array in JAX.
+
+    Raises:
+        InputError: If it is no vector.
+    """
+    v = jnp.asarray(v)
+    if v.ndim != 1:
+        raise InputError(f"v must be a vector, found shape {v.shape}")
+    return v
 
 
 def homogeneous(projection: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -27,6 +41,8 @@ def homogeneous(projection: Callable[..., jax.Array]) -> Callable[..., jax.Array
     @functools.wraps(projection)
     def scaled(v: Any, *parameters: Any) -> jax.Array:
         v = jnp.asarray(v)
+        if not v.ndim:
+            raise InputError("v must be a vector, found a number")
         largest = jnp.max(jnp.abs(lax.stop_gradient(v)), initial=0.0)
         mantissa, _ = jnp.frexp(largest)
         normal = largest >= jnp.finfo(v.dtype).tiny
@@ -47,7 +63,7 @@ def dual(projection: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     def onto_dual(v: Any, *parameters: Any) -> jax.Array:
-        v = jnp.asarray(v)
+        v = vector(v)
         return v + projection(-v, *parameters)
 
     return onto_dual

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from backsolve.adjoint.status import InputError
+
 from .rules import homogeneous
 
 __all__ = ["second_order"]
@@ -23,6 +25,8 @@ def second_order(v: jax.Array) -> jax.Array:
     Args:
         v: `(n,)`, n ≥ 1, t first.
     """
+    if not v.size:
+        raise InputError("v is empty, but (t, x) has t at least")
     t, x = v[0], v[1:]
     r = jnp.linalg.norm(lax.stop_gradient(x))
     # Elsewhere than by the surface a stand-in for x keeps what is not chosen finite.

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .rules import homogeneous
+from backsolve.adjoint.status import InputError
+
+from .rules import homogeneous, vector
 
 __all__ = ["pack", "semidefinite", "unpack"]
 
@@ -39,13 +41,16 @@ def pack(X: Any, triangle: str = "lower") -> jax.Array:
         X: Symmetric.
         triangle: "lower" (SCS) or "upper" (Clarabel).
     """
+    X = jnp.asarray(X)
+    if X.ndim != 2 or X.shape[0] != X.shape[1]:
+        raise InputError(f"X must be square, found shape {X.shape}")
     row, column = _triangle(X.shape[0], triangle)
     return X[row, column] * np.where(row == column, 1.0, math.sqrt(2)).astype(X.dtype)
 
 
 def unpack(v: Any, triangle: str = "lower") -> jax.Array:
     """Return the symmetric matrix that `pack` gives v for."""
-    v = jnp.asarray(v)
+    v = vector(v)
     k = (math.isqrt(8 * v.size + 1) - 1) // 2
     row, column = _triangle(k, triangle)
     place = np.zeros((k, k), int)

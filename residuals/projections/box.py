@@ -97,8 +97,19 @@ def _ordered(lower: Any, upper: Any) -> Any:
 
 def _like(x: Any, bound: Any, name: str) -> Any:
     structure, found = jax.tree.structure(x), jax.tree.structure(bound)
-    if found == structure:
-        return bound
     if jax.tree_util.treedef_is_leaf(found):
-        return jax.tree.map(lambda _: bound, x)
-    raise InputError(f"{name} is {found}, and x is {structure}; give one array, or a pytree like x")
+        bound = jax.tree.map(lambda _: bound, x)
+    elif found != structure:
+        raise InputError(
+            f"{name} is {found}, and x is {structure}; give one array, or a pytree like x"
+        )
+    jax.tree.map(
+        lambda leaf, of_leaf: _check_shape(jnp.shape(leaf), jnp.shape(of_leaf), name), x, bound
+    )
+    return bound
+
+
+def _check_shape(x: tuple[int, ...], bound: tuple[int, ...], name: str) -> None:
+    wide = len(bound) > len(x)
+    if wide or any(b not in (1, n) for b, n in zip(bound[::-1], x[::-1], strict=False)):
+        raise InputError(f"{name} has shape {bound}, for an x of shape {x}")

@@ -3,7 +3,8 @@
 A method takes a `Layer`, does once what can be done once, and returns a function of the values of
 the parameters that solves anew and returns ⟨g, x⟩ and its derivatives in the parameters. What
 knows only cone programs gets the entries of one as an affine function of the parameters, and its
-derivatives go back through the transpose: a product with a sparse matrix each.
+derivatives go back through the transpose: a product with a sparse matrix each. The bare libraries
+at the end return None: they have no derivative.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import dims_to_solver
 from cvxpy.reductions.solvers.conic_solvers.scs_conif import dims_to_solver_dict
 from side_by_side import Peer
 
-__all__ = ["OURS", "PEERS", "ConeProgram", "Layer", "pack", "solve", "unpack"]
+__all__ = ["BARE", "OURS", "PEERS", "ConeProgram", "Layer", "pack", "solve", "unpack"]
 
 LPGD = {"derivative_kwargs": {"tau": 1e-4, "rho": 0.0}}  # it has no default
 
@@ -295,6 +296,34 @@ def _affine(M):
     return lambda theta: jax.ops.segment_sum(data * theta[column], row, M.shape[0])
 
 
+def bare_clarabel(layer):
+    """Clarabel alone, at its defaults."""
+    program = ConeProgram(layer, cp.CLARABEL)
+
+    def call(values):
+        solve(program, program.matrices(values), 1e-8)
+
+    return call
+
+
+def bare_scs(layer):
+    """SCS alone, at its defaults, set up anew: A may have changed."""
+    import scs
+
+    program = ConeProgram(layer, cp.SCS)
+
+    def call(values):
+        P, c, A, b = program.matrices(values)
+        data = {"A": A, "b": b, "c": c}
+        if P is not None:
+            data["P"] = sp.triu(P, format="csc")
+        status = scs.SCS(data, program.dims, verbose=False).solve()["info"]["status"]
+        if status != "solved":
+            raise RuntimeError(f"SCS is {status}")
+
+    return call
+
+
 def _layers(name, dense=False, **options):
     return Peer(f"cvxpylayers{name}", "cvxpylayers", partial(cvxpylayers, **options), dense)
 
@@ -308,7 +337,7 @@ CLARABEL = {"solve_method": "Clarabel"}
 EXACT = {"solve_method": "SCS", "eps": 1e-8, "max_iters": 100_000}
 
 OURS = tuple(
-    Peer(f"backsolve{name}", "backsolve", partial(ours, solver=solver))
+    Peer(f"backsolve{name}", "backsolve", partial(ours, solver=solver), ours=True)
     for name, solver in (("", None), (", SCS", "SCS"), (", Clarabel", "CLARABEL"))
 )
 PEERS = (
@@ -328,4 +357,8 @@ PEERS = (
     Peer("diffqcp, lu", "diffqcp", partial(diffqcp, method="jax-lu"), dense=True),
     Peer("Moreau", "moreau", partial(moreau, solver="auto")),
     Peer("Moreau, interior point", "moreau", partial(moreau, solver="ipm")),
+)
+BARE = (
+    Peer("Clarabel alone", "clarabel", bare_clarabel, floor=True),
+    Peer("SCS alone", "scs", bare_scs, floor=True),
 )

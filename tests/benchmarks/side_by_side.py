@@ -40,25 +40,41 @@ class Peer:
         package: What must be installed.
         make: Takes a problem, does once what can be done once, returns the function to be timed.
         dense: Whether it makes matrices dense, or factors them as such.
+        ours: Whether it is a way to call backsolve.
+        floor: Whether it is the bare library, with no derivative or one written by hand.
     """
 
     name: str
     package: str
     make: Callable
     dense: bool = False
+    ours: bool = False
+    floor: bool = False
 
 
 @dataclasses.dataclass
 class Timing:
-    """The times and errors of one method, or why there are none."""
+    """The times and errors of one method, or why there are none.
+
+    Attributes:
+        times: Wall seconds of each call.
+        cpus: Seconds of each call, of all threads of the process.
+        errors: Relative errors of gradients.
+        why: Why there are none, or no more.
+    """
 
     times: list = dataclasses.field(default_factory=list)
+    cpus: list = dataclasses.field(default_factory=list)
     errors: list = dataclasses.field(default_factory=list)
     why: str = ""
 
     @property
     def median(self):
         return statistics.median(self.times) if self.times else None
+
+    @property
+    def cpu(self):
+        return statistics.median(self.cpus) if self.cpus else None
 
     @property
     def error(self):
@@ -113,9 +129,9 @@ def in_turn(calls, timings, points, limit, error):
             the point has no reference.
     """
     rng, calls = np.random.default_rng(0), dict(calls)
-    factors = {name: 1 + 1e-12 * number for number, name in enumerate(calls)}
+    factors = {name: 1 + 1e-14 * number for number, name in enumerate(calls)}
 
-    def near(point, name, step=0):
+    def near(point, name, step=0.0):
         return jax.tree.map(lambda a: a * (factors[name] + step), point)
 
     for number, point in enumerate(points):
@@ -125,7 +141,10 @@ def in_turn(calls, timings, points, limit, error):
                 if timing.times[-1:] < [1.0]:
                     # Puts the method back into the processor's caches.
                     calls[name](near(point, name, 1e-6))
-                taken, found = seconds(calls[name], near(point, name))
+                argument = jax.block_until_ready(near(point, name))
+                start = time.process_time()
+                taken, found = seconds(calls[name], argument)
+                timing.cpus.append(time.process_time() - start)
             except Exception as raised:  # as above
                 timing.why = first_line(raised)
                 del calls[name]

@@ -6,8 +6,7 @@ import functools
 import importlib.metadata
 import re
 
-from backsolve.adjoint import registry
-from backsolve.adjoint.registry import get_solver, registered_solvers
+from backsolve.adjoint.registry import EXTRAS, get_solver, registered_solvers
 
 __all__ = ["admitted", "libraries", "solvers_of", "unmet", "version"]
 
@@ -15,7 +14,7 @@ __all__ = ["admitted", "libraries", "solvers_of", "unmet", "version"]
 def libraries() -> list[str]:
     """Return the names of the modules that solvers and tools are made of."""
     needed = {getattr(get_solver(name), "requires", None) for name in registered_solvers()}
-    return sorted(name for name in needed | set(registry._EXTRAS) if name)
+    return sorted(name for name in needed | set(EXTRAS) if name)
 
 
 def solvers_of(library: str) -> list[str]:

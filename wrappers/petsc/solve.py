@@ -207,6 +207,9 @@ def snes(
             raise InputError(f"{name}= is for a solve on several ranks, with comm=")
     sparsity = None if pattern is None else as_csr(pattern, "pattern").pattern
     solver = SNES(residual, options or (), adjoint_options or (), FORMS[jacobian], sparsity)
+    if not jax.tree.leaves(x0):
+        raise InputError(f"x0={x0!r} holds no array: it is the initial guess, shaped like x")
+    x0 = jax.tree.map(lambda leaf: real_array(leaf, "x0", ndim=tuple(range(9))), x0)
     x0 = jax.tree.map(jax.lax.stop_gradient, x0)
     return solve(solver, (params, x0), full_output=full_output, **policy)
 

@@ -1,0 +1,294 @@
+"""Roots and fixed points by PETSc's SNES, by solvers of one's own, and by iterations in JAX.
+
+The truth is the root next to what the solver found: Newton's method with 60 digits from there, and
+its derivative −(∂F/∂θ)ᵀ J⁻ᵀ x̄ by differences with 90. Errors are relative to ‖λ‖ ‖∂F/∂θ‖, for each
+part of θ. F is written once, for arrays of JAX and of mpmath's numbers.
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+
+import backsolve
+from backsolve import NeumannSeries, petsc
+
+from .case import Case, Family, distance, gradient, judged
+from .linear import said
+from .matrices import condition
+
+__all__ = ["FAMILIES", "NUMBERS", "truth"]
+
+N = 4
+NUMBERS = types.SimpleNamespace(
+    exp=np.vectorize(mpmath.exp, otypes=[object]), tanh=np.vectorize(mpmath.tanh, otypes=[object])
+)
+
+
+# --------------------------------------------------------------------------------------------
+# Equations, and what their parameters are
+
+
+def cubic(x, A, b, xp=jnp):
+    return A @ x + x**3 - b
+
+
+def fold(x, A, b, xp=jnp):
+    # Two roots meet at b = 0.
+    return x**2 + A @ x**2 / 10 - b
+
+
+def bratu(x, A, b, xp=jnp):
+    # Combustion on a line, which has no solution beyond a certain rate.
+    return A @ x - b * xp.exp(x)
+
+
+def network(x, A, b, xp=jnp):
+    return xp.tanh(A @ x + b) - x
+
+
+def step(x, A, b):
+    return jnp.tanh(A @ x + b)
+
+
+def drawn(rng, name):
+    """Return θ and a point near a root."""
+    A, b = rng.standard_normal((N, N)), rng.standard_normal(N)
+    if name == "cubic":
+        A = A @ np.diag(10 ** rng.uniform(-6, 0, N)) + (rng.random() < 0.5) * 2 * np.eye(N)
+        x = rng.standard_normal(N)
+        return A, A @ x + x**3, x
+    if name == "fold":
+        A, x = np.abs(A), 10 ** rng.uniform(-5, 0, N)
+        return A, x**2 + A @ x**2 / 10, x
+    if name == "bratu":
+        # The fold is at a rate of about 3.5 / (N + 1)².
+        A = 2 * np.eye(N) - np.eye(N, k=1) - np.eye(N, k=-1) + 0.1 * np.eye(N, k=1)
+        near = 10 ** rng.uniform(-6, 0)
+        return A, np.full(N, 3.4 / (N + 1) ** 2 * (1 - near)) * rng.uniform(0.9, 1, N), np.ones(N)
+    contraction = 1 - 10 ** rng.uniform(-5, -0.1)
+    A = A * contraction / np.linalg.norm(A, 2)
+    return A, b * 10 ** rng.uniform(-3, 0), np.zeros(N)
+
+
+EQUATIONS = {"cubic": cubic, "fold": fold, "bratu": bratu, "network": network}
+
+
+def newton(F, x, A, b, steps):
+    """Take steps of Newton's method, in NumPy, with differences that are good enough."""
+    h = 1e-7
+    for _ in range(steps):
+        r = F(x, A, b, np)
+        J = np.array(
+            [(F(x + h * e, A, b, np) - F(x - h * e, A, b, np)) / (2 * h) for e in np.eye(N)]
+        )
+        try:
+            x = x - np.linalg.solve(np.transpose(J), r)
+        except np.linalg.LinAlgError:
+            break
+    return x
+
+
+# --------------------------------------------------------------------------------------------
+# The truth
+
+
+def truth(F, x, θ, x_bar):
+    """Return the root next to x, the derivatives of ⟨x̄, x⟩ in θ, their sizes, and σ_min / σ_max.
+
+    None if there is no root there: if Newton's method does not converge to 60 digits.
+    """
+    if not np.isfinite(x).all():
+        return None
+    with mpmath.workdps(90):
+        θ, z = [_exact(a) for a in θ], _exact(x)
+        for _ in range(25):
+            r, J = F(z, *θ, NUMBERS), _jacobian(lambda z: F(z, *θ, NUMBERS), z)
+            try:
+                move = np.array(list(mpmath.lu_solve(mpmath.matrix(J.tolist()), _column(r))))
+            except ZeroDivisionError:
+                return None
+            z, size = z - move, max(map(abs, z)) + mpmath.mpf(10) ** -30
+            if not max(map(abs, move)) < 10 * size:
+                return None
+            if max(map(abs, move)) < mpmath.mpf(10) ** -60 * size:
+                break
+        else:
+            return None
+        J = _jacobian(lambda z: F(z, *θ, NUMBERS), z)
+        λ = np.array(list(mpmath.lu_solve(mpmath.matrix(J.T.tolist()), _column(_exact(x_bar)))))
+        bars, sizes = [], []
+        for i, part in enumerate(θ):
+            B = _jacobian(lambda part, i=i: F(z, *θ[:i], part, *θ[i + 1 :], NUMBERS), part)
+            bars.append((-(B.T @ λ)).reshape(part.shape).astype(float))
+            sizes.append(float(np.linalg.norm(B.astype(float)) * np.linalg.norm(λ.astype(float))))
+        return z.astype(float), bars, sizes, condition(J.astype(float))
+
+
+def _exact(array):
+    return np.vectorize(mpmath.mpf, otypes=[object])(np.asarray(array, float))
+
+
+def _column(r):
+    return mpmath.matrix(list(r))
+
+
+def _jacobian(f, x):
+    h, columns = mpmath.mpf(10) ** -30, []
+    for index in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[index], down[index] = x[index] + h, x[index] - h
+        columns.append((f(up) - f(down)) / (2 * h))
+    return np.array(columns, object).T
+
+
+# --------------------------------------------------------------------------------------------
+# Cases
+
+
+def case_of(name, function, θ, more, x_bar, jit=False):
+    """Judge the derivatives in θ of function(*θ, *more), whatever root of an equation it is."""
+    with backsolve.policy(on_failure="nan", on_untrusted="ignore"):
+        x = np.asarray(function(*θ, *more))
+    found, verdict, log = gradient(function, (*θ, *more), x_bar, jit=jit)
+    return compared(name, x, θ, x_bar, found, verdict, log)
+
+
+def compared(name, x, θ, x_bar, found, verdict, log):
+    """Return the case of what was found at x."""
+    true = truth(EQUATIONS[name], x, θ, x_bar)
+    numbers = {"equation": name} | said(log)
+    if true is None:
+        # Not at a root, nor near one: whatever was returned is no derivative.
+        error = np.inf if np.isfinite(x).all() else np.nan
+        return Case(verdict, error, False, numbers)
+    z, bars, sizes, sigma = true
+    error = np.nan
+    if found is not None and all(np.isfinite(part).all() for part in found):
+        error = max(map(distance, found, bars, sizes))
+    numbers |= {"sigma": sigma, "off": distance(x, z)}
+    return Case(verdict, error, sigma >= 1e-8, numbers)
+
+
+TIGHT = {"snes_rtol": 1e-13, "snes_stol": 0.0, "ksp_type": "preonly", "pc_type": "lu"}
+SNES = (
+    TIGHT,
+    TIGHT | {"snes_type": "newtontr"},
+    {},
+    {"snes_rtol": 1e-2},
+    {"snes_rtol": 1e-4, "snes_type": "ngmres"},
+    {"snes_rtol": 1e-6, "snes_max_it": 3},
+    {"snes_type": "qn", "snes_rtol": 1e-5},
+    {"snes_rtol": 1e-12, "ksp_type": "gmres", "ksp_rtol": 1e-2},
+)
+
+
+@functools.cache
+def _snes(name, choice):
+    F = EQUATIONS[name]
+
+    def residual(x, θ):
+        return F(x, *θ)
+
+    def solve(A, b, x0):
+        return petsc.snes(residual, x0, (A, b), SNES[choice], jacobian="dense")
+
+    return solve
+
+
+def by_snes(loose, rng):
+    name = str(rng.choice(list(EQUATIONS)))
+    A, b, x = drawn(rng, name)
+    choice = int(rng.integers(2, len(SNES))) if loose else int(rng.integers(2))
+    x0 = x + 10 ** rng.uniform(-4, -0.5) * np.abs(x).max() * rng.standard_normal(N)
+    case = case_of(name, _snes(name, choice), (A, b), (x0,), rng.standard_normal(N))
+    case.numbers.update(options=SNES[choice])
+    return case
+
+
+@functools.cache
+def _implicit(name):
+    F = EQUATIONS[name]
+
+    def given(A, b, point):
+        return point
+
+    return backsolve.implicit(given, lambda x, A, b, point: F(x, A, b), like=np.zeros(N))
+
+
+@functools.cache
+def _custom_root(name):
+    F = EQUATIONS[name]
+    solver = backsolve.custom_root(lambda x, A, b, point: F(x, A, b))(lambda _, A, b, point: point)
+    return lambda A, b, point: solver(jnp.zeros(N), A, b, point)
+
+
+def stopped(rng, name):
+    """Return θ, and the point where a solver has stopped."""
+    A, b, x = drawn(rng, name)
+    x = newton(EQUATIONS[name], x, A, b, int(rng.integers(2, 12)))
+    if rng.random() < 0.5:
+        x = x * (1 + 10 ** rng.uniform(-16, -2) * rng.standard_normal(N))
+    return A, b, x
+
+
+def by_one_s_own(make, rng):
+    name = str(rng.choice(list(EQUATIONS)))
+    A, b, x = stopped(rng, name)
+    if not np.isfinite(x).all():
+        x = np.ones(N)
+    return case_of(name, make(name), (A, b), (x,), rng.standard_normal(N))
+
+
+def by_root_vjp(rng):
+    name = str(rng.choice(list(EQUATIONS)))
+    A, b, x = stopped(rng, name)
+    x, x_bar = np.where(np.isfinite(x), x, 1.0), rng.standard_normal(N)
+    found, verdict, log = judged(backsolve.root_vjp, EQUATIONS[name], x, (A, b), x_bar)
+    return compared(name, x, (A, b), x_bar, found, verdict, log)
+
+
+@functools.cache
+def _fixed_point(steps, solver):
+    linear = {"direct": None, "series": NeumannSeries(200), "loose": NeumannSeries(rtol=0.1)}[
+        solver
+    ]
+
+    @backsolve.custom_fixed_point(step, solve=linear)
+    def iterated(x, A, b):
+        return jax.lax.fori_loop(0, steps, lambda _, x: step(x, A, b), x)
+
+    return lambda A, b: iterated(jnp.zeros(N), A, b)
+
+
+@functools.cache
+def _of_the_limit(steps, terms):
+    method = backsolve.neumann(terms)  # type: ignore[operator]
+    return lambda A, b: method(lambda x, θ: step(x, *θ), jnp.zeros(N), (A, b), steps)
+
+
+def contraction(rng):
+    A, b, _ = drawn(rng, "network")
+    steps = int(rng.choice([5, 40, 2000]))
+    if rng.random() < 0.5:
+        solver = str(rng.choice(["direct", "series", "loose"]))
+        function, words = _fixed_point(steps, solver), {"solver": solver}
+    else:
+        terms = int(rng.choice([1, 4, 60]))
+        function, words = _of_the_limit(steps, terms), {"terms": terms}
+    case = case_of("network", function, (A, b), (), rng.standard_normal(N), jit=True)
+    case.numbers.update(words, steps=steps)
+    return case
+
+
+FAMILIES = (
+    Family("snes", "petsc.snes", functools.partial(by_snes, False)),
+    Family("snes, loose", "petsc.snes, loose", functools.partial(by_snes, True)),
+    Family("implicit", "implicit, roots", functools.partial(by_one_s_own, _implicit)),
+    Family("custom_root", "custom_root", functools.partial(by_one_s_own, _custom_root)),
+    Family("root_vjp", "root_vjp", by_root_vjp),
+    Family("fixed points", "fixed points", contraction),
+)

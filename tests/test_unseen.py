@@ -1,0 +1,104 @@
+"""What the solved system does not show: hidden directions, kinks, and a J that changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backsolve
+from backsolve import implicit, krylov
+from backsolve.prox import prox_lasso
+from backsolve.residuals import proximal_gradient
+
+KRYLOV = ("gmres", "lgmres", "gcrotmk", "bicgstab", "cgs", "tfqmr", "cg", "minres")
+
+
+def pulled_back(function, θ, x_bar):
+    with backsolve.policy(on_untrusted="ignore", on_failure="nan"), backsolve.record() as log:
+        found = log.wait(jax.vjp(function, θ)[1](x_bar)[0])
+    return np.asarray(found), log[-1]
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_an_iterate_without_a_direction_that_is_hidden_is_not_trusted(method):
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    M = Q @ np.diag([1.0, 0.9, 0.8, 0.7, 0.6, 1e-13]) @ Q.T
+    M = (M + M.T) / 2
+    z, w = rng.standard_normal((2, 6))
+    found, record = pulled_back(
+        lambda b: krylov.solve(lambda v: M @ v, b, method=method), M @ z, M @ w
+    )
+    assert record.trusted is False
+    assert not np.linalg.norm(found - w) <= 1e-4 * np.linalg.norm(w)  # or nothing is tested
+
+
+@pytest.mark.parametrize("method", KRYLOV)
+def test_a_random_right_hand_side_does_not_make_a_good_solve_doubtful(method):
+    rng = np.random.default_rng(1)
+    Q = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    M = Q @ np.diag(np.geomspace(1.0, 1e-3, 40)) @ Q.T
+    M = (M + M.T) / 2
+    w = rng.standard_normal(40)
+    found, record = pulled_back(
+        lambda b: krylov.solve(lambda v: M @ v, b, method=method, maxiter=4000), M @ w, M @ w
+    )
+    assert record.trusted
+    np.testing.assert_allclose(found, w, atol=1e-5 * np.linalg.norm(w))
+
+
+def test_a_small_entry_that_is_known_badly_is_not_trusted():
+    b, off = np.array([1.0, 1e-8]), np.array([0.0, 1e-7])
+
+    def stopped_early(b):
+        return np.sqrt(b) + off
+
+    root = implicit(stopped_early, lambda x, b: x**2 - b, like=b)
+    found, record = pulled_back(root, b, np.ones(2))
+    truth = 1 / (2 * np.sqrt(b))
+    error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
+    assert error > 5e-4 and record.trusted is False
+    assert error / 3 < record.error_estimate < 30 * error
+
+
+def test_a_point_on_the_other_side_of_a_kink_is_not_trusted():
+    y = np.array([3.0, 1.0 - 1e-8, 0.2])  # the second is not in the support, but for 1e-8
+    lasso = implicit(
+        lambda level, y: np.array([2.0, 1e-6, 0.0]),
+        proximal_gradient(lambda w, y: jnp.sum((w - y) ** 2) / 2, prox_lasso, 0.7),
+        like=y,
+    )
+    found, record = pulled_back(lambda y: lasso(1.0, y), y, np.ones(3))
+    assert abs(found[1]) > 0.5 and record.trusted is False
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-13, 1e-9])
+def test_a_point_that_is_near_enough_is_trusted(off):
+    b = np.array([1.0, 2.0, 0.5])
+    root = implicit(lambda b: np.cbrt(b) * (1 + off), lambda x, b: x**3 - b, like=b)
+    found, record = pulled_back(root, b, np.ones(3))
+    assert record.trusted
+    np.testing.assert_allclose(found, 1 / (3 * np.cbrt(b) ** 2), rtol=max(1e-14, 10 * off))
+
+
+def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
+    doubts = set()
+    for trial in range(12):
+        rng = np.random.default_rng(trial)
+        M = rng.standard_normal((4, 4)) * 10 ** rng.uniform(-2, 0, 4)
+        P, C, x = M @ M.T, rng.standard_normal((6, 4)), rng.standard_normal(4)
+        z = C @ x
+        l, u = z - 1 - rng.random(6), z + 1 + rng.random(6)
+        u[0] = z[0]  # active, and its multiplier is zero
+        _, record = pulled_back(
+            lambda q, P=P, C=C, l=l, u=u: (
+                backsolve.osqp.solve(
+                    P, q, C, l, u, polish=False, eps_abs=1e-6, eps_rel=1e-6, max_iter=100_000
+                ).x
+            ),
+            -P @ x,
+            np.ones(4),
+        )
+        assert record.trusted is False
+        doubts.add(record.doubt.split(" (")[0])
+    assert "a kink is nearer" in doubts
