@@ -266,7 +266,7 @@ def _check_samples(samples: Any) -> None:
         raise InputError(
             f"samples={samples!r} must be an integer of at least 2: one has no error bar"
         )
-    if samples > np.iinfo(np.int32).max:
+    if int(samples) > np.iinfo(np.int32).max:
         raise InputError(f"samples={samples!r} is above the largest int32")
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RUN = Path(__file__).parent / "campaign" / "run.py"
 SLICE, SEED = 260, 11  # every family twice
 
@@ -16,7 +18,7 @@ def campaign(folder, *options):
     # Most of the time would be spent on compiling what is run once or twice.
     cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=os.environ | cheap
+        command, capture_output=True, text=True, timeout=570, env=os.environ | cheap
     )
     path = folder / "results.jsonl"
     lines = path.read_text().splitlines()[1:] if path.exists() else []
@@ -26,6 +28,7 @@ def campaign(folder, *options):
     return run.returncode, results, run.stdout + run.stderr
 
 
+@pytest.mark.timeout(600)
 def test_no_misses_few_false_alarms_and_no_crash(tmp_path):
     status, results, printed = campaign(tmp_path, "--problems", SLICE, "--seed", SEED)
     assert status == 0, printed
