@@ -75,11 +75,12 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
     *operands, b = params
     b = b[..., : x.shape[-1]]
     b = b if b.shape == x.shape else np.broadcast_to(b, x.shape)
-    for index, lanes, J in each_system(batch, operands):
-        columns = b[index].reshape(len(lanes), x.shape[-1]).T
-        system = solve_system(problem, J, columns)
-        issue(system, lanes, tally, status, tickets)
-        x[index] = system.value.T.reshape(x[index].shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # it shows in the results: all are checked
+        for index, lanes, J in each_system(batch, operands):
+            columns = b[index].reshape(len(lanes), x.shape[-1]).T
+            system = solve_system(problem, J, columns)
+            issue(system, lanes, tally, status, tickets)
+            x[index] = system.value.T.reshape(x[index].shape)
 
 
 def issue(
@@ -216,8 +217,12 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
         tickets = np.broadcast_to(tickets, (*batch, Ticket.size))
     name = getattr(problem.linear, "name", type(problem.linear).__name__)
     direction = "adjoint" if transposed else "tangent"
-    with problem.group.call(
-        lambda: f"{_titled(problem, problem.linear)}: {direction} solve for {batch}"
+    silent = np.errstate(over="ignore", invalid="ignore")  # it shows in the results
+    with (
+        silent,
+        problem.group.call(
+            lambda: f"{_titled(problem, problem.linear)}: {direction} solve for {batch}"
+        ),
     ):
         tally = Tally(problem.policy, name, direction, problem.group)
         for index, lanes, J in each_system(batch, [raised(a) for a in operands]):
@@ -243,11 +248,10 @@ def judge(
     drifts: dict[bytes, float] = {}
     for j, lane in enumerate(lanes):
         λ = system.value[:, j]
-        eta = max(ratio(Ticket.residual(tags[j]), system.norm), EPS)
+        relative = Ticket.residual(tags[j])
+        eta = max(ratio(relative, system.norm), EPS)
         ended, doubt = system.status[j], system.solution.doubt
-        withheld = (
-            Ticket.residual(tags[j]) == Ticket.withheld and problem.policy.on_untrusted == "nan"
-        )
+        withheld = relative == Ticket.withheld and problem.policy.on_untrusted == "nan"
         if withheld and ended is Status.NONFINITE_INPUT:
             ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
         if ended is Status.SUCCESS and not doubt:
@@ -255,7 +259,7 @@ def judge(
         # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
         exact = transposed and not system.length[j]
         error = system.error(j, 0.0 if exact else eta)
-        if error is not None and not exact:
+        if error is not None and not exact and not problem.is_linear:  # J is the same everywhere
             point = tags[j].tobytes()
             if point not in drifts:
                 drifts[point] = drift(problem, system, tags[j], eta)

@@ -26,8 +26,9 @@ def each_lane(
     batch: tuple[int, ...], arrays: Sequence[np.ndarray]
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yield the number of every lane with its slices of the arrays."""
+    spread = [_spread(a, batch) for a in arrays]
     for lane, index in enumerate(itertools.product(*map(range, batch))):
-        yield lane, _slices(arrays, index)
+        yield lane, [a[index] for a in spread]
 
 
 def each_system(
@@ -43,12 +44,13 @@ def each_system(
         return
     lanes = np.arange(math.prod(batch)).reshape(batch)
     shared = [all(a.shape[axis] == 1 for a in operands) for axis in range(len(batch))]
-    ranges = [range(1) if alike else range(size) for alike, size in zip(shared, batch, strict=True)]
-    for position in itertools.product(*ranges):
-        index = tuple(
-            slice(None) if alike else i for alike, i in zip(shared, position, strict=True)
-        )
-        yield index, lanes[index].reshape(-1).tolist(), _slices(operands, position)
+    axes = list(zip(shared, batch, strict=True))
+    first = tuple(0 if alike else slice(None) for alike in shared)
+    varying = tuple(size for alike, size in axes if not alike)
+    spread = [_spread(a[first], varying) for a in operands]
+    indices = itertools.product(*((slice(None),) if alike else range(size) for alike, size in axes))
+    for index, position in zip(indices, np.ndindex(varying), strict=True):
+        yield index, lanes[index].reshape(-1).tolist(), [a[position] for a in spread]
 
 
 def mapped(
@@ -73,7 +75,7 @@ def mapped(
     return [results[i] for i in range(len(items))]
 
 
-def _slices(arrays: Sequence[np.ndarray], position: Sequence[int]) -> list[np.ndarray]:
-    return [
-        a[tuple(0 if a.shape[axis] == 1 else i for axis, i in enumerate(position))] for a in arrays
-    ]
+def _spread(array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+    """Return a view with all lanes along the axes along which the array does not vary."""
+    shape = (*batch, *array.shape[len(batch) :])
+    return array if array.shape == shape else np.broadcast_to(array, shape)

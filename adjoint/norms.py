@@ -12,18 +12,20 @@ __all__ = ["column_norms", "frobenius_norm"]
 def frobenius_norm(array: np.ndarray) -> float:
     """Return the root of the sum of squares; NaN or inf if the array holds one."""
     flat = array if array.ndim == 1 else array.ravel(order="K")
-    squares = float(np.dot(flat, flat))
+    squares = float(flat.dot(flat))
     if 1e-290 < squares < 1e290:
         return math.sqrt(squares)
     largest = float(np.abs(flat).max(initial=0.0))  # beyond the range of squares, or not finite
     if largest == 0.0 or not math.isfinite(largest):
         return largest
     flat = flat / largest
-    return largest * math.sqrt(float(np.dot(flat, flat)))
+    return largest * math.sqrt(float(flat.dot(flat)))
 
 
 def column_norms(V: np.ndarray) -> list[float]:
     """Return the Euclidean norm of each column of `(n, k)`; NaN or inf where one is not finite."""
+    if V.shape[1] == 1:
+        return [frobenius_norm(V[:, 0])]
     if V.shape[1] <= 4:
         return [frobenius_norm(column) for column in V.T]
     squares = np.einsum("ij,ij->j", V, V).tolist()

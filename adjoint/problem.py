@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .cached import cached_property
 from .contract import LinearSolver, Solver
 from .group import Group
 from .jax_compat import NestedFunction
@@ -49,37 +50,37 @@ class Problem:
     def __hash__(self):
         return self._hash
 
-    @property
+    @cached_property
     def solver(self) -> Solver:
         """The solver."""
         return self.F.solver
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name under which the solver is registered, or that of its class."""
         return getattr(self.solver, "name", type(self.solver).__name__)
 
-    @property
+    @cached_property
     def params(self) -> Tree:
         """Structure of θ."""
         return self.F.params
 
-    @property
+    @cached_property
     def unknown(self) -> Tree:
         """Structure of x."""
         return self.F.unknown
 
-    @property
+    @cached_property
     def operator(self) -> Operator:
         """How J acts."""
         return self.linearization.operator
 
-    @property
+    @cached_property
     def group(self) -> Group:
         """The processes that x is spread over."""
         return self.operator.group
 
-    @property
+    @cached_property
     def is_linear(self) -> bool:
         """Whether the problem is `A x = b`, solved by `linear_solve` alone."""
         return isinstance(self.solver, LinearSolver)

@@ -76,8 +76,6 @@ class System:
         return None if self.conditioning is None else self.conditioning.error(0.0, eta_primal)
 
 
-# Whatever overflows shows in the results, which are all checked.
-@np.errstate(over="ignore", invalid="ignore")
 def solve_system(
     problem: Problem,
     operands: Sequence[np.ndarray],
@@ -169,20 +167,20 @@ def judged(
     """
     group, norm, V = operator.group, entry.norm, solution.value
     lengths, defects = group.norms(V), group.norms(defect)
-    eta = [max(ratio(d, norm * v), EPS) for d, v in zip(defects, lengths, strict=True)]  # type: ignore[operator]
-    residual = [ratio(d, r) for d, r in zip(defects, sizes, strict=True)]
-    for j, length in enumerate(lengths):
-        if status[j] is Status.SUCCESS:
-            if solution.doubt:
-                continue  # it is untrusted already, and may be NaN, or what comes closest
-            if not math.isfinite(length):
+    eta, residual, bound = [], [], 1.0
+    for j, (r, v, d) in enumerate(zip(sizes, lengths, defects, strict=True)):
+        image = norm * v  # type: ignore[operator]
+        eta.append(max(ratio(d, image), EPS))
+        residual.append(ratio(d, r))
+        bound = max(bound, ratio(image, r))  # which none is below, but that of 0 = 0
+        # With a doubt it is untrusted already, and may be NaN, or what comes closest.
+        if status[j] is Status.SUCCESS and not solution.doubt:
+            if not math.isfinite(v):
                 status[j] = Status.NONFINITE_OUTPUT
             elif not_solved(eta[j], residual[j]):
                 status[j] = Status.NOT_SOLVED
     conditioning = None
     if Status.SUCCESS in status:
-        bounds = (ratio(norm * v, r) for v, r in zip(lengths, sizes, strict=True))  # type: ignore[operator]
-        bound = max(1.0, *bounds)  # which none is below, but that of 0 = 0
         known = policy, solver, operator, entry, bound
         if solver.capabilities.iterative and policy.verdict != "full":
             left = {}

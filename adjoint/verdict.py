@@ -5,7 +5,7 @@ Of a system `J v = r` (or `Jᵀ v = r`) with computed v, at a point x̂ with res
     η_linear  = ‖J v − r‖ / (‖J‖ ‖v‖)           backward error of v (Rigal and Gaches, 1967)
     η_primal  = ‖F(x̂, θ)‖ / (‖J‖ scale(x̂))      backward error of x̂
     κ̂         ≥ ‖J‖ ‖v‖ / ‖r‖                   free lower bound, also from one random r
-    error_estimate = κ̂ (η_primal + η_linear)
+    error_estimate = κ̂ (η_primal + η_linear) + 2ρ     ρ: see `drift`
 
 The norm of J is Frobenius', that of vectors Euclid's. Where the free bound leaves doubt, κ̂ is
 estimated in the 1-norm; with an iterative solver, each η has a magnification of its own instead,
@@ -17,7 +17,7 @@ measured by solving for its defect d, loosely: with e ≈ J⁻¹ d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,7 @@ EPS = float(np.finfo(np.float64).eps)
 _SLACK = 1e5
 
 
-@dataclass(frozen=True)
-class Conditioning:
+class Conditioning(NamedTuple):
     """A condition number, how it was found, and what is known better of certain defects.
 
     Attributes:
