@@ -44,7 +44,6 @@ class Nearby:
         """Return F at x̂ − d."""
         return residual_on_host(self._problem, self._x - d, self._θ)
 
-
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
 def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> float:
     """Return 2ρ, or zero where it is not known.
@@ -65,5 +64,11 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> f
         if d is None:
             return 0.0
         left = F - operator.apply(entry.operands, d, transposed=False)
-    rho = ratio(frobenius_norm(near.F(d) - left), frobenius_norm(F))
-    return 0.0 if rho <= _ROUNDING / eta else 2.0 * rho
+    change = frobenius_norm(near.F(d) - left)
+    rho = ratio(change, frobenius_norm(F))
+    if rho <= _ROUNDING / eta:
+        return 0.0
+    # A tenth of the way, curvature has done a hundredth of that, and a kink a tenth at most. What
+    # has done more is the rounding in F, where large terms cancel.
+    early = frobenius_norm(near.F(0.1 * d) - (0.9 * F + 0.1 * left))
+    return 0.0 if early > 0.11 * change else 2.0 * rho
