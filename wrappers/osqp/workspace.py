@@ -135,7 +135,7 @@ class Workspace:
             update_matrices(self.osqp, program)
             self._P, self._A = program.P, program.A
         if self._adapted:
-            self.osqp.update_settings(rho=self._rho)
+            self.osqp._solver.update_rho(self._rho)
             self._adapted = False
         x, y = (np.zeros(s.n), np.zeros(s.m)) if start is None else map(np.array, start)
         self.osqp.warm_start(x=x, y=y)
@@ -148,9 +148,14 @@ class Workspace:
                 yield outcome_of(result)
 
 
+@functools.cache
+def _infinity() -> float:
+    return require("osqp").constant("OSQP_INFTY")
+
+
 def update_vectors(osqp: Any, program: Program) -> None:
     """Give an OSQP object other vectors."""
-    largest = osqp.constant("OSQP_INFTY")
+    largest = _infinity()
     l, u = np.maximum(program.l, -largest), np.minimum(program.u, largest)
     _checked(osqp._solver.update_data_vec(q=program.q, l=l, u=u))
 

@@ -126,7 +126,7 @@ class State(Reduced):
     """
 
     def __init__(self, J: Linearized, factored: FactoredKKT | None = None):
-        self.K = factored or FactoredKKT(J.program, J.D, J.smoothing)
+        self.J, self.K = J, factored or FactoredKKT(J.program, J.D, J.smoothing)
         # What the point is like is seen without smoothing.
         self._exact = State(J.exact) if J.smoothing else None
         if self._exact is None:
@@ -153,6 +153,12 @@ class ActiveSet(ByReduction):
     def state_of(self, J):
         """Return the state of J."""
         return State(J)
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        """Solve with K."""
+        # The J of the state is the same, and need not find its active set again.
+        J = jacobian if state is None else state.J
+        return super().linear_solve(J, rhs, state, transposed=transposed)
 
     def reduced(self, J, state, rhs, transposed):
         """Return the right-hand side of K."""

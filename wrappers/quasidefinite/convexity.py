@@ -32,9 +32,9 @@ class _Factor(Workspace):
         count = s.K.upper_indptr[s.n]
         # A diagonal entry that P lacks is a zero behind the others.
         self.source = np.minimum(s.K_source[s.K.upper[:count]], s.P_indices.size)
-        self.rows, self.columns = s.K.upper_indices[:count], s.K.upper_columns[:count]
+        self.rows, self.columns = s.K.upper_rows[:count], s.K.upper_columns[:count]
         self.diagonal = s.K.upper_diagonal[: s.n]
-        self.ldl = LDL(self.rows, s.K.upper_indptr[: s.n + 1])
+        self.ldl = LDL(s.K.upper_indices[:count], s.K.upper_indptr[: s.n + 1])
 
 
 @functools.lru_cache(maxsize=64)

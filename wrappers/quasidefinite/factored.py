@@ -71,7 +71,7 @@ class Factored(Refined):
     def _load(self, *, robbed: bool) -> None:
         layout, values = self.layout, self.values()
         self._scale = e = layout.equilibration(values)
-        scaled = values[layout.upper] * e[layout.upper_indices] * e[layout.upper_columns]
+        scaled = values[layout.upper] * e[layout.upper_rows] * e[layout.upper_columns]
         self._factor = _pool(layout).acquire(self, robbed=robbed)
         with self._factor.lock:
             for δ in _SHIFTS:
@@ -104,13 +104,15 @@ class Factored(Refined):
         """
         v, left = self.refined(self._ldl_solve, r, start, enough)
         size = frobenius_norm(r)
-        # So large a solution says that K is singular, which no other factor would help.
-        large = frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
-        if left > max(1e-2 * CONSISTENT, enough) * size and not large:
+        if left > max(1e-2 * CONSISTENT, enough) * size and not self._blown_up(v, r):
             w, after = self.refined(self._lu_solve, r, start)
             if after < left:
                 v, left = w, after
         return v, left / size if size else left
+
+    def _blown_up(self, v: np.ndarray, r: np.ndarray) -> bool:
+        """Tell whether v is so large that K is singular, which no other factor would help."""
+        return frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
 
     def _ldl_solve(self, r: np.ndarray) -> np.ndarray | None:
         while True:

@@ -27,11 +27,11 @@ class Layout:
     Attributes:
         order: Brings what was given in the order of rows and columns into that by rows.
         indices, indptr: K by rows.
-        rows: Row of each entry.
+        rows, columns: Row and column of each entry.
         diagonal: Which entries are on the diagonal.
         upper: Which entries make the upper triangle, by columns.
         upper_indices, upper_indptr: That triangle by columns.
-        upper_columns: Column of each of its entries.
+        upper_rows, upper_columns: Row and column of each of its entries.
         upper_diagonal: Which of its entries are on the diagonal.
         signs: 1 where an unknown belongs to E, −1 elsewhere.
     """
@@ -40,15 +40,16 @@ class Layout:
         self.size = positive.size
         self.signs = np.where(positive, 1.0, -1.0)
         self.order = np.lexsort((columns, rows))
-        rows, columns = rows[self.order], columns[self.order]
+        # NumPy looks entries up by such integers three times as fast as by those of the libraries.
+        rows, columns = (a[self.order].astype(np.intp) for a in (rows, columns))
         ends = np.arange(self.size + 1)
-        self.indices, self.rows = columns.astype(np.int32), rows.astype(np.int32)
+        self.rows, self.columns, self.indices = rows, columns, columns.astype(np.int32)
         self.indptr = np.searchsorted(rows, ends).astype(np.int32)
         self.diagonal = np.flatnonzero(columns == rows)
         # By symmetry column j of the upper triangle is row j of the lower one.
         self.upper = np.flatnonzero(columns <= rows)
         self.upper_indices = self.indices[self.upper]
-        self.upper_columns = self.rows[self.upper]
+        self.upper_rows, self.upper_columns = columns[self.upper], rows[self.upper]
         self.upper_indptr = np.searchsorted(self.upper_columns, ends).astype(np.int32)
         self.upper_diagonal = self.upper_indptr[1:] - 1
 
@@ -79,6 +80,6 @@ class Layout:
         largest = np.maximum.reduceat(values, start)
         e = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
         for _ in range(2):
-            largest = np.maximum.reduceat(values * e[self.indices], start) * e
+            largest = np.maximum.reduceat(values * e[self.columns], start) * e
             e /= np.sqrt(np.where(largest > 0, largest, 1.0))
         return e

@@ -80,7 +80,7 @@ class Matrices:
         if size > _DENSE:
             return self.B
         dense = np.zeros((size, size))
-        dense[s.K.rows, s.K.indices] = self.values
+        dense[s.K.rows, s.K.columns] = self.values
         return dense
 
     def product(self, v: np.ndarray) -> np.ndarray:
@@ -89,7 +89,9 @@ class Matrices:
 
     @cached_property
     def _magnitudes(self) -> Any:
-        return abs(self._multiplied)
+        if isinstance(self._multiplied, np.ndarray):
+            return np.abs(self._multiplied)
+        return self.structure.K.matrix(np.abs(self.values))
 
     def magnitude(self, v: np.ndarray) -> np.ndarray:
         """Return |B| v."""
@@ -105,7 +107,7 @@ class Matrices:
     ) -> dict[str, np.ndarray]:
         """Return the derivatives of `ℓᵀ (P x + Aᵀ y) + heldᵀ A x` in the values of P and A."""
         s = self.structure
-        i, j = s.P_indices, s.P_columns
+        i, j = s.P_rows, s.P_columns
         P = np.empty(self._P_data.size)
         P[s.upper] = np.where(i == j, ℓ[i] * x[i], ℓ[i] * x[j] + ℓ[j] * x[i])
         if s.mirror is not s.upper:  # both triangles are given, and share it
@@ -124,5 +126,5 @@ class Matrices:
             return np.zeros(0)
         first = s.K.indptr[s.n]  # K's lower rows: those of A, and a zero on the diagonal
         weights = np.concatenate([1.0 / size, np.zeros(s.m)])
-        entries = np.abs(self.values[first:]) * weights[s.K.indices[first:]]
+        entries = np.abs(self.values[first:]) * weights[s.K.columns[first:]]
         return np.maximum.reduceat(entries, s.K.indptr[s.n : -1] - first)

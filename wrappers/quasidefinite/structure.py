@@ -57,7 +57,7 @@ class Structure:
         upper: Where in P's data the entries of its upper triangle are, by columns.
         mirror: Where their mirror images are.
         P_indices, P_indptr: The upper triangle of P by columns.
-        P_columns: Column of each of its entries.
+        P_rows, P_columns: Row and column of each of its entries.
         A_order: Where in A's data its entries are, by columns.
         A_indices, A_indptr: A by columns.
         A_rows, A_columns: Row and column of each entry of A, by rows.
@@ -69,11 +69,11 @@ class Structure:
         self.m, self.n = A.shape
         n, m = self.n, self.m
         self._upper_triangle_of(P)
-        A_csc, self.A_order = A.transposition
+        A_csc, A_order = A.transposition
         self.A_indices, self.A_indptr = A_csc.indices, A_csc.indptr
-        self.A_rows, self.A_columns = A.rows, A.indices
+        self.A_order, self.A_rows, self.A_columns = map(_places, (A_order, A.rows, A.indices))
         # K as coordinates, each with the place that its number comes from.
-        i, j = self.P_indices, self.P_columns
+        i, j = self.P_rows, self.P_columns
         off, a = i != j, n + A.rows
         from_P = np.arange(i.size)
         from_A = i.size + np.arange(A.nnz)
@@ -91,10 +91,11 @@ class Structure:
         transposed, order = P.transposition
         rows, columns = transposed.indices, transposed.rows  # of P's entries, by columns
         keep = rows <= columns
-        self.upper = order[keep]
+        self.upper = _places(order[keep])
         # A symmetric pattern is its own transpose: entry k by rows mirrors entry k by columns.
         self.mirror = self.upper if is_triangle(P) else np.flatnonzero(keep)
-        self.P_indices, self.P_columns = rows[keep], columns[keep]
+        self.P_indices = rows[keep]
+        self.P_rows, self.P_columns = map(_places, (rows[keep], columns[keep]))
         counts = np.bincount(columns[keep], minlength=self.n)
         self.P_indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
@@ -107,6 +108,11 @@ class Structure:
         """Return A by columns, of SciPy."""
         arrays = data[self.A_order], self.A_indices, self.A_indptr
         return require("scipy.sparse").csc_matrix(arrays, shape=(self.m, self.n))
+
+
+def _places(indices: np.ndarray) -> np.ndarray:
+    """Return indices as NumPy looks entries up by fastest."""
+    return indices.astype(np.intp)
 
 
 @functools.lru_cache(maxsize=64)
