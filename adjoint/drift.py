@@ -44,6 +44,7 @@ class Nearby:
         """Return F at x̂ − d."""
         return residual_on_host(self._problem, self._x - d, self._θ)
 
+
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
 def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> float:
     """Return 2ρ, or zero where it is not known.
