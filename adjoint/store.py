@@ -29,6 +29,8 @@ _NONCE = secrets.randbits(32)
 _FOLD = 512  # width to which a large array is folded before it is hashed
 _SMALL = 4096  # bytes up to which numbers are compared as one string
 _SOLVES = 4096  # finished solves that are remembered for their residual vectors
+_SPENT = 64  # the part of the limit that is for work whose derivative was taken
+_GHOSTS = 4096  # how much evicted work is remembered by its digest
 
 
 class Entry:
@@ -124,6 +126,10 @@ class _Solve(NamedTuple):
 class Store:
     """Least recently used work goes first when the limit is passed.
 
+    Work whose derivative was taken is *spent*: in a loop with new numbers in every step nobody asks
+    for it again, and to write each factor to memory that was not used for long is slow. So little
+    of it is kept, until somebody does ask for what is gone: from then on all may stay.
+
     Args:
         limit: Bytes that the store may hold.
     """
@@ -137,6 +143,10 @@ class Store:
         self._solve_bytes = 0
         self._counter = 0
         self._lock = threading.Lock()
+        self._spent: OrderedDict[int, Entry] = OrderedDict()
+        self._spent_bytes = 0
+        self._ghosts: OrderedDict[int, None] = OrderedDict()
+        self._asked_again = False
 
     def find(
         self,
@@ -148,19 +158,29 @@ class Store:
         """Return the entry of these operands, and how it was found.
 
         It is `"ticket"`, `"content"`, or `"new"` for an entry without work yet. Of a group, every
-        process has found the same entry, or all have a new one.
+        process has found the same entry, or all have a new one. With a ticket it is for a
+        derivative.
         """
         if group.collective:
-            return self._find_together(key, operands, ticket, group)
+            entry, found = self._find_together(key, operands, ticket, group)
+        else:
+            entry, found = self._find_alone(key, operands, ticket)
+        if found != "new":
+            self._touch(entry, spent=ticket is not None)
+        elif not self._asked_again and hash((key, entry.digest)) in self._ghosts:
+            self._asked_again = True
+        return entry, found
+
+    def _find_alone(
+        self, key: Any, operands: Sequence[np.ndarray], ticket: np.ndarray | None
+    ) -> tuple[Entry, str]:
         if ticket is not None:
             entry = self.entry(ticket)
             if entry is not None and entry.is_for(key, operands):
-                self._touch(entry)
                 return entry, "ticket"
         digest = _digest(operands)
         for entry in tuple(self._buckets.get(digest, ())):
             if entry.is_for(key, operands):
-                self._touch(entry)
                 return entry, "content"
         return Entry(key, operands, digest), "new"
 
@@ -177,7 +197,6 @@ class Store:
             found[by_ticket.serial] = by_ticket, "ticket"
         serial = group.common(list(found))
         if serial is not None:
-            self._touch(found[serial][0])
             return found[serial]
         entry = Entry(key, operands, digest)
         entry.serial = group.next_serial()
@@ -189,6 +208,7 @@ class Store:
         with self._lock:
             if id(entry) in self._entries:
                 self.nbytes -= entry.nbytes
+                self._spent_bytes += (nbytes - entry.nbytes) if id(entry) in self._spent else 0
             else:
                 self._buckets.setdefault(entry.digest, []).append(entry)
                 self._entries[id(entry)] = entry
@@ -196,12 +216,20 @@ class Store:
             entry.nbytes = nbytes
             self.nbytes += nbytes
             while self.nbytes > self.limit and self._entries:
-                _, oldest = self._entries.popitem(last=False)
-                self.nbytes -= oldest.nbytes
-                bucket = self._buckets[oldest.digest]
-                bucket.remove(oldest)
-                if not bucket:
-                    del self._buckets[oldest.digest]
+                self._evict(next(iter(self._entries.values())))
+
+    def _evict(self, entry: Entry) -> None:
+        del self._entries[id(entry)]
+        self.nbytes -= entry.nbytes
+        if self._spent.pop(id(entry), None) is not None:
+            self._spent_bytes -= entry.nbytes
+        bucket = self._buckets[entry.digest]
+        bucket.remove(entry)
+        if not bucket:
+            del self._buckets[entry.digest]
+        self._ghosts[hash((entry.key, entry.digest))] = None
+        while len(self._ghosts) > _GHOSTS:
+            self._ghosts.popitem(last=False)
 
     def issue(
         self,
@@ -244,7 +272,10 @@ class Store:
             self._entries.clear()
             self._buckets.clear()
             self._solves.clear()
-            self.nbytes = self._solve_bytes = 0
+            self._spent.clear()
+            self._ghosts.clear()
+            self._asked_again = False
+            self.nbytes = self._solve_bytes = self._spent_bytes = 0
 
     def renew(self) -> None:
         """Start empty: what a fork found in the hands of another thread has no owner any more."""
@@ -255,10 +286,20 @@ class Store:
         """Return the number of entries."""
         return len(self._entries)
 
-    def _touch(self, entry: Entry) -> None:
+    def _touch(self, entry: Entry, *, spent: bool) -> None:
         with self._lock:
-            if id(entry) in self._entries:
-                self._entries.move_to_end(id(entry))
+            if id(entry) not in self._entries:
+                return
+            self._entries.move_to_end(id(entry))
+            if self._spent.pop(id(entry), None) is not None:
+                self._spent_bytes -= entry.nbytes
+            if spent:
+                self._spent[id(entry)] = entry
+                self._spent_bytes += entry.nbytes
+                while self._spent_bytes > self.limit // _SPENT and len(self._spent) > 1:
+                    if self._asked_again:
+                        break
+                    self._evict(next(iter(self._spent.values())))
 
 
 def size_of(state: Any) -> int:

@@ -46,6 +46,9 @@ def consistent(store):
     assert store.nbytes == sum(e.nbytes for e in entries)
     assert sorted(map(id, listed)) == sorted(map(id, entries))
     assert all(store._buckets.values()), "an empty bucket is left behind"
+    spent = list(store._spent.values())
+    assert store._spent_bytes == sum(e.nbytes for e in spent)
+    assert set(map(id, spent)) <= set(map(id, entries))
 
 
 # --------------------------------------------------------------------------------------------
@@ -285,6 +288,58 @@ def test_a_ticket_is_remembered_for_thousands_of_solves_and_then_costs_a_compari
     for seed in range(5000):
         _solve(A6 + 1, (1.0 + seed) * B6)
     assert _check_adjoint(A6, C6, ticket) == "content"
+
+
+# --------------------------------------------------------------------------------------------
+# Work whose derivative was taken
+
+
+def factored(log):
+    return [r.direction for r in log if r.reuse == "new"]
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_loop_with_new_numbers_keeps_little(jit, store):
+    store.limit = 64 * 100_000
+    gradient = jax.grad(_loss(backsolve.lapack.solve))
+    gradient = jax.jit(gradient) if jit else gradient
+    with backsolve.record() as log:
+        for seed in range(40):
+            log.wait(gradient(matrix(40, seed), vector(40, seed)))  # some 26 kB each
+            assert store.nbytes <= 200_000
+            consistent(store)
+    assert factored(log) == ["primal"] * 40
+
+
+def test_many_forward_solves_before_their_derivatives_are_all_kept(store):
+    store.limit = 64 * 100_000
+    solve = _loss(backsolve.lapack.solve)
+    with backsolve.record() as log:
+        pullbacks = [jax.vjp(solve, matrix(40, k), vector(40, k))[1] for k in range(40)]
+        assert store.nbytes > 40 * 25_000
+        for pullback in pullbacks:
+            pullback(1.0)
+    assert factored(log) == ["primal"] * 40
+    assert store.nbytes <= 200_000
+    consistent(store)
+
+
+def test_matrices_that_come_again_and_again_are_kept_from_the_second_time_on(store):
+    store.limit = 64 * 100_000
+    gradient = jax.grad(_loss(backsolve.lapack.solve), 1)
+    made = []
+    for _ in range(4):
+        with backsolve.record() as log:
+            for seed in range(12):
+                gradient(matrix(40, seed), vector(40, seed))
+        made.append(len(factored(log)))
+        consistent(store)
+    assert made[0] == 12
+    assert made[2:] == [0, 0]
+    store.clear()
+    for seed in range(40):
+        gradient(matrix(40, seed), vector(40, seed))
+    assert store.nbytes <= 200_000  # what was asked for long ago does not count
 
 
 # --------------------------------------------------------------------------------------------
