@@ -182,7 +182,7 @@ def test_memory_is_flat_over_eager_solves(in_fresh_process):
 
 
 def test_memory_of_a_store_without_limit_is_seen_to_grow(in_fresh_process):
-    allocated, resident = in_fresh_process(growth, "dense", 30, 1_500, 1 << 30, **ENVIRONMENT)
+    allocated, resident = in_fresh_process(growth, "dense", 30, 1_500, 1 << 40, **ENVIRONMENT)
     assert allocated > 1_500 * 14  # the matrix and its factors
     assert resident > RESIDENT
 
