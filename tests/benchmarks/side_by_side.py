@@ -14,8 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from backsolve.adjoint.store import store
-
 __all__ = [
     "RESULTS",
     "Peer",
@@ -27,11 +25,9 @@ __all__ = [
     "prepare",
     "provenance",
     "seconds",
-    "settle",
     "table",
 ]
 
-SETTLING = 8.0  # seconds at most
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -116,22 +112,7 @@ def prepare(method, timing, problem, point, limit):
     if taken > limit:
         timing.why = f"{taken:.0f} s for the first call, compilation included"
         return None
-    if method.ours:
-        settle(call, point)
     return call
-
-
-def settle(call, point):
-    """Call ours until it reuses memory, or for some seconds.
-
-    It keeps its factors up to a limit, and until then takes new pages from the system for each,
-    which in a long run is done once.
-    """
-    end, number = time.perf_counter() + SETTLING, 0
-    while store.nbytes < 0.9 * store.limit and time.perf_counter() < end:
-        number += 1
-        factor = 1 + 1e-9 * number
-        jax.block_until_ready(call(jax.tree.map(lambda a, factor=factor: a * factor, point)))
 
 
 def in_turn(calls, timings, points, limit, error):
