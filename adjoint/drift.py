@@ -20,9 +20,10 @@ from .store import store
 from .system import System
 from .verdict import EPS, ratio
 
-__all__ = ["Nearby", "drift"]
+__all__ = ["Nearby", "drift", "nearby"]
 
-# The backward error of x̂ up to which F is too close to rounding to tell ρ, and what rounding is.
+# The residual of x̂, and its backward error, up to which F is too close to rounding to tell ρ; and
+# what rounding is.
 _CONVERGED = 1e-12
 _ROUNDING = 16 * EPS
 
@@ -45,6 +46,15 @@ class Nearby:
         return residual_on_host(self._problem, self._x - d, self._θ)
 
 
+def nearby(
+    problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
+) -> Nearby | None:
+    """Return F near a solution with this relative residual, if the derivative may ask for it."""
+    if relative <= _CONVERGED or problem.group is not ALONE:
+        return None
+    return Nearby(problem, x, θ)
+
+
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
 def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> float:
     """Return 2ρ, or zero where it is not known.
@@ -56,7 +66,7 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> f
         eta: Its backward error.
     """
     near, F = store.nearby(ticket), store.residual(ticket)
-    if near is None or F is None or eta <= _CONVERGED or problem.group is not ALONE:
+    if near is None or F is None or eta <= _CONVERGED:
         return 0.0
     entry, operator = system.entry, problem.operator
     with entry.lock:

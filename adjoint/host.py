@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
-from .drift import Nearby, drift
+from .drift import drift, nearby
 from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
@@ -27,9 +27,6 @@ from .tally import Tally
 from .verdict import EPS, ratio
 
 __all__ = ["batch_shape", "issue", "judge", "linear_solve", "solve"]
-
-# The relative residual up to which x̂ is the solution, and the linearisation the one there.
-_CONVERGED = 1e-12
 
 
 def batch_shape(problem: Problem, params: Sequence[Any]) -> tuple[int, ...]:
@@ -116,8 +113,7 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
                 relative = ratio(problem.group.norm(F), problem.solver.scale(value))
             entry = _keep_state(problem, solution, θs[lane])
-            if relative > _CONVERGED:
-                near = Nearby(problem, value, θs[lane])
+            near = nearby(problem, value, θs[lane], relative)
         tally.system(None, solution, "" if entry is None else "new")
         keep = tally.lane(lane, ended, primal=relative, doubt=solution.doubt)
         if ended is Status.SUCCESS and not keep:
