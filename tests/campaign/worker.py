@@ -15,6 +15,8 @@ MODULES = (
     *("quadratic", "conic", "layers", "sets"),
 )
 
+LIFE = 1500  # problems that a process does: JAX keeps all that it has compiled
+
 
 def load(modules):
     """Return the families of modules of this folder, in turn, so that none comes in a row."""
@@ -65,6 +67,8 @@ def _serve(connection, modules, seed):
 class Worker:
     """Does problems one after the other in a process of its own, in a new one after an accident.
 
+    Also from time to time, see `LIFE`.
+
     Args:
         modules: See `load`.
         seed: Of the campaign.
@@ -76,6 +80,7 @@ class Worker:
         self._start()
 
     def _start(self):
+        self._left = LIFE
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
@@ -88,6 +93,10 @@ class Worker:
 
     def attempt(self, number):
         """Do a problem; return what is to be written down."""
+        if not self._left:
+            self.close()
+            self._start()
+        self._left -= 1
         name, wrapper = self.families[number % len(self.families)]
         result = {"problem": number, "family": name, "wrapper": wrapper}
         try:
