@@ -63,7 +63,9 @@ def dual(projection: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     def onto_dual(v: Any, *parameters: Any) -> jax.Array:
-        v = vector(v)
+        v = jnp.asarray(v)
+        if not v.ndim:
+            raise InputError("v must be a vector, found a number")
         return v + projection(-v, *parameters)
 
     return onto_dual
