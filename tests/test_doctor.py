@@ -83,6 +83,8 @@ def test_what_works_is_said_to_work_and_every_library_and_solver_is_named():
         there = importlib.util.find_spec(library) is not None
         assert any(row[:1] == [library] and row[-1:] == ["present"] for row in rows) is there
         for solver in requirements.solvers_of(library):
+            if not backsolve.adjoint.registry.get_solver(solver).__module__.startswith("backsolve"):
+                continue  # another test's
             result = "ok" if there else "skipped"
             assert any(row[:3] == [solver, library, result] for row in rows), solver
     for part in ("All that is present works.", "buffer_callback", "BLAS", jax.__version__):
