@@ -293,13 +293,13 @@ class Store:
             self._entries.move_to_end(id(entry))
             if self._spent.pop(id(entry), None) is not None:
                 self._spent_bytes -= entry.nbytes
-            if spent:
-                self._spent[id(entry)] = entry
-                self._spent_bytes += entry.nbytes
-                while self._spent_bytes > self.limit // _SPENT and len(self._spent) > 1:
-                    if self._asked_again:
-                        break
-                    self._evict(next(iter(self._spent.values())))
+            if not spent:
+                return
+            self._spent[id(entry)] = entry
+            self._spent_bytes += entry.nbytes
+            most = self.limit if self._asked_again else self.limit // _SPENT
+            while self._spent_bytes > most and len(self._spent) > 1:
+                self._evict(next(iter(self._spent.values())))
 
 
 def size_of(state: Any) -> int:

@@ -135,7 +135,7 @@ class Workspace:
             update_matrices(self.osqp, program)
             self._P, self._A = program.P, program.A
         if self._adapted:
-            self.osqp._solver.update_rho(self._rho)
+            self.osqp.update_settings(rho=self._rho)
             self._adapted = False
         x, y = (np.zeros(s.n), np.zeros(s.m)) if start is None else map(np.array, start)
         self.osqp.warm_start(x=x, y=y)
