@@ -203,7 +203,7 @@ class Store:
         return entry, "new"
 
     def keep(self, entry: Entry) -> None:
-        """Hold an entry, or account for its new size."""
+        """Hold an entry, or account for its new size; one that is larger than the limit goes."""
         nbytes = entry.overhead + size_of(entry.state)
         with self._lock:
             if id(entry) in self._entries:
@@ -215,7 +215,9 @@ class Store:
             self._entries.move_to_end(id(entry))
             entry.nbytes = nbytes
             self.nbytes += nbytes
-            while self.nbytes > self.limit and self._entries:
+            if nbytes > self.limit:  # others need not go for what cannot stay
+                self._evict(entry)
+            while self.nbytes > self.limit:
                 self._evict(next(iter(self._entries.values())))
 
     def _evict(self, entry: Entry) -> None:

@@ -26,7 +26,7 @@ def soaked(*arguments):
     return finished.returncode, json.loads(finished.stdout), finished.stderr
 
 
-@pytest.mark.parametrize("limit, solves", [(0, 2_000), (20_000, 500)])
+@pytest.mark.parametrize("limit, solves", [(0, 2_000), (100_000, 500)])
 def test_mixed_solves_of_four_threads_stay_right_and_lose_nothing(limit, solves):
     code, measured, said = soaked(solves, 4, limit)
     assert measured["wrong"] == [] and code == 0, said[-6000:]

@@ -106,6 +106,15 @@ def test_what_was_used_longest_ago_goes_first(store):
     assert reuse(matrices[1]) == "new"
 
 
+def test_what_is_larger_than_the_limit_drives_nothing_else_out(store):
+    store.limit = 100_000
+    for seed in range(3):
+        backsolve.lapack.solve(matrix(20, seed), vector(20, seed))  # 7 kB each
+    backsolve.lapack.solve(matrix(100, 0), vector(100, 0))  # 160 kB
+    assert len(store) == 3
+    consistent(store)
+
+
 def test_evicted_work_is_freed_at_once(store):
     backsolve.lapack.solve(matrix(20, 0), vector(20, 0))
     (entry,) = store._entries.values()
