@@ -14,7 +14,7 @@ from .operators import Dense, Operator, Sparse
 from .sparse import CSR
 from .status import InputError, Status
 
-__all__ = ["Capabilities", "LinearSolver", "Solution", "Solver"]
+__all__ = ["Capabilities", "LinearSolver", "Solution", "Solver", "length_of"]
 
 
 @jax.tree_util.register_dataclass
@@ -204,12 +204,8 @@ class Solver:
         return None
 
     def scale(self, x: np.ndarray) -> float:
-        """Return the length by which the residual and the error of x are judged.
-
-        A tenth of 1 + ‖x‖: an error of x moves ∂F/∂x and ∂F/∂θ too, which the verdict's estimate
-        does not follow, so that a derivative is some times worse than its point.
-        """
-        return 0.1 * (1.0 + float(np.linalg.norm(x)))
+        """Return the length by which the residual and the error of x are judged."""
+        return length_of(float(np.linalg.norm(x)))
 
     def example(self, rng: np.random.Generator) -> Any:
         """Return params of a small, well-posed, asymmetric problem for the conformance suite.
@@ -287,6 +283,16 @@ class LinearSolver(Solver):
         """Return a singular system."""
         matrix, b = self.example(rng)
         return jax.tree.map(np.zeros_like, matrix), b
+
+
+def length_of(norm: float) -> float:
+    """Return the length by which the residual and the error of an x are judged, from ‖x‖.
+
+    A tenth of 1 + ‖x‖: an error of x moves ∂F/∂x and ∂F/∂θ too, which the verdict's estimate does
+    not follow, so that a derivative is some times worse than its point. But never more than ‖x‖
+    itself: derivatives are small where x is.
+    """
+    return min(norm, 0.1 * (1.0 + norm))
 
 
 def as_solution(result: Any) -> Solution:

@@ -575,6 +575,9 @@ def test_an_empty_set_is_an_error_and_traced_it_is_nan(name):
     p, dp = both(jnp.array([wrong, right]))
     assert jnp.isnan(p[0]).all() and jnp.isnan(dp[0]).all()
     assert jnp.isfinite(p[1]).all() and jnp.isfinite(dp[1]).all()
+    back = jax.jit(jax.vmap(lambda v: jnp.append(*jax.vjp(f, x3, v)[1](jnp.ones(3)))))
+    cotangents = back(jnp.array([wrong, right]))
+    assert jnp.isnan(cotangents[0]).all() and jnp.isfinite(cotangents[1]).all()
 
 
 @pytest.mark.parametrize("name", ["simplex", "l2 ball", "hypercube", "box section above"])

@@ -30,7 +30,7 @@ def projection_l1_ball(x: Any, max_value: Any = 1.0) -> jax.Array:
         InputError: `max_value` is negative (if traced: NaN).
     """
     nonempty, r = radius_of(x, max_value, "projection_l1_ball: max_value")
-    x = jnp.asarray(x, r.dtype)
+    x = nonempty * jnp.asarray(x, r.dtype)
     inside = jnp.sum(jnp.abs(lax.stop_gradient(x))) <= lax.stop_gradient(r)
     # Inside, stand-ins keep what is not chosen finite.
     beyond = signed(jnp.where(inside, 1.0, x), jnp.where(inside, 1.0, r))
@@ -71,6 +71,5 @@ def projection_linf_ball(x: Any, max_value: Any = 1.0) -> Any:
         InputError: `max_value` is negative (if traced: NaN).
     """
     nonempty, r = radius_of(x, max_value, "projection_linf_ball: max_value")
-    r = jax.tree.map(lambda _: r, x)
-    p = between(x, jax.tree.map(jnp.negative, r), r)
-    return jax.tree.map(lambda p: nonempty * p, p)
+    x, r = jax.tree.map(lambda x: nonempty * x, x), jax.tree.map(lambda _: nonempty * r, x)
+    return between(x, jax.tree.map(jnp.negative, r), r)

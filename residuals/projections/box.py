@@ -53,7 +53,7 @@ def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
         otherwise="projection_box: lower is above upper somewhere, and no point lies between: "
         "lower = {}, upper = {}",
     )
-    return jax.tree.map(lambda p: nonempty * p, between(x, lower, upper))
+    return between(*jax.tree.map(lambda leaf: nonempty * leaf, (x, lower, upper)))
 
 
 def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
@@ -73,7 +73,7 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
         unit,
         otherwise="projection_hypercube: unit is negative, and no point lies between 0 and {}",
     )
-    return jax.tree.map(lambda p: nonempty * p, between(x, zero, unit))
+    return between(*jax.tree.map(lambda leaf: nonempty * leaf, (x, zero, unit)))
 
 
 def between(x: Any, lower: Any, upper: Any) -> Any:

@@ -57,14 +57,15 @@ def projection_box_section(
     )
     dtype = jnp.result_type(x, alpha, beta, w, c, float)
     x, alpha, beta, w = (
-        jnp.broadcast_to(jnp.asarray(v, dtype), jnp.shape(x)) for v in (x, alpha, beta, w)
+        jnp.broadcast_to(nonempty * jnp.asarray(v, dtype), jnp.shape(x))
+        for v in (x, alpha, beta, w)
     )
     # Divided by any constant, w and c describe the same set.
     m = jnp.max(jnp.abs(lax.stop_gradient(w)))
     m = jnp.where(m == 0, 1.0, m)
-    p, _ = _onto_section(x, alpha, beta, w / m, jnp.asarray(c, dtype) / m)
+    p, _ = _onto_section(x, alpha, beta, w / m, nonempty * jnp.asarray(c, dtype) / m)
     known = jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, 1.0)
-    return nonempty * known * p
+    return known * p
 
 
 @jax.jit

@@ -15,9 +15,10 @@ __all__ = ["one_if_nonempty", "without_derivative"]
 
 
 def one_if_nonempty(holds: Callable[..., Any], *arguments: Any, otherwise: str) -> Any:
-    """Return 1 if the set has a point and NaN if it has none, for the projection to be multiplied.
+    """Return 1 if the set has a point and NaN if it has none: a factor of x and of all else.
 
-    NaN as a factor, unlike NaN as a value, makes all derivatives NaN too.
+    NaN as a factor, unlike NaN as a value, makes derivatives NaN too, also those in what an entry
+    of the projection does not depend on.
 
     Args:
         holds: `holds(*arguments)`, whether the set that they describe has a point.

@@ -106,7 +106,7 @@ def _arguments(x: Any, value: Any, name: str) -> tuple[jax.Array, jax.Array, Any
         otherwise=name + ": value is {}; nonnegative entries cannot sum to less than 0",
     )
     dtype = jnp.result_type(x, value, float)
-    return jnp.asarray(x, dtype), jnp.asarray(value, dtype), nonempty
+    return nonempty * jnp.asarray(x, dtype), jnp.asarray(value, dtype), nonempty
 
 
 @jax.custom_jvp

@@ -40,7 +40,7 @@ def projection_l1_sphere(x: Any, value: Any = 1.0) -> jax.Array:
         InputError: `value` is negative (if traced: NaN).
     """
     nonempty, value = radius_of(x, value, "projection_l1_sphere: value")
-    return nonempty * signed(jnp.asarray(x, value.dtype), value)
+    return nonempty * signed(nonempty * jnp.asarray(x, value.dtype), value)
 
 
 def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:

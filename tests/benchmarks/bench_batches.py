@@ -7,6 +7,8 @@ problem, so a run that is cut short leaves some.
 import os
 
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# Two batched triangular solves of JAX's wait for each other for ever in a pool of two threads.
+os.environ["NPROC"] = str(max(4, os.cpu_count() or 1))
 
 import argparse
 import sys

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backsolve.adjoint.contract import length_of
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.inputs import real_array
@@ -135,7 +136,7 @@ class DistributedSNES(SNES):
 
     def scale(self, x):
         """Return the length by which all of x is judged."""
-        return 0.1 * (1.0 + self.equations.group.norm(x[:-1]))  # type: ignore[union-attr]
+        return length_of(self.equations.group.norm(x[:-1]))  # type: ignore[union-attr]
 
     def system(self, flat):
         """Return the equations."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.contract import Capabilities, LinearSolver, Solution
 from backsolve.adjoint.operators import Sparse
 from backsolve.adjoint.registry import register
@@ -62,7 +63,7 @@ class KSP(LinearSolver):
                     except ValueError:
                         raise InputError(f"{name}[{key!r}]={value!r} is no number") from None
 
-    @property
+    @cached_property
     def capabilities(self):  # type: ignore[override]
         """A direct method takes many right-hand sides; of the others each solve is dear."""
         if self.direct:
@@ -83,7 +84,7 @@ class KSP(LinearSolver):
         given = dict(self.options)
         return given.get("ksp_type") == "preonly" and given.get("pc_type") in DIRECT
 
-    @property
+    @cached_property
     def work(self):
         """Tolerances apart, forward and derivative solves share a KSP."""
         return dataclasses.replace(self, derivative=False)
