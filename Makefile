@@ -46,8 +46,10 @@ bench: bench-budgets ## all that is compared with other packages, in .venv-peers
 	@set -e; for name in $(BENCHMARKS); do \
 	    echo "==> tests/benchmarks/bench_$$name.py"; \
 	    rm -f tests/benchmarks/results/$$name.jsonl; \
-	    .venv-peers/bin/python tests/benchmarks/bench_$$name.py --memory; \
+	    .venv-peers/bin/python tests/benchmarks/bench_$$name.py; \
 	done
+	@echo "==> tests/benchmarks/memory.py"
+	@.venv-peers/bin/python tests/benchmarks/memory.py
 	@echo "==> tests/benchmarks/report.py"
 	@.venv-peers/bin/python tests/benchmarks/report.py
 

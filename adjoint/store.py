@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .buffers import buffers
 from .forks import renewed_after_forks
 from .group import ALONE, Group
 
@@ -277,6 +278,7 @@ class Store:
             self._spent.clear()
             self._ghosts.clear()
             self._asked_again = False
+            buffers.clear()
             self.nbytes = self._solve_bytes = self._spent_bytes = 0
 
     def renew(self) -> None:
@@ -316,7 +318,7 @@ def size_of(state: Any) -> int:
 
 
 def _frozen_copy(array: np.ndarray) -> np.ndarray:
-    copy = np.array(array)
+    copy = buffers.copy(array)
     copy.flags.writeable = False
     return copy
 

@@ -12,7 +12,6 @@ os.environ["NPROC"] = str(max(4, os.cpu_count() or 1))
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -24,7 +23,6 @@ import jax
 import numpy as np
 from contest import Contest, add_options, chosen, quiet
 from linear_systems import dense, grid
-from memory import peak
 from side_by_side import listed
 
 jax.config.update("jax_enable_x64", True)
@@ -80,8 +78,7 @@ def main():
     add_options(parser, repeats=10, limit=10)
     arguments = parser.parse_args()
     quiet()
-    memory = partial(peak, "bench_batches") if arguments.memory else None
-    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder, peak=memory)
+    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder)
     for kind, sizes in SIZES.items():
         for n in sizes:
             if kind.startswith(arguments.kinds) and n in (arguments.sizes or sizes):

@@ -16,7 +16,6 @@ os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -27,7 +26,6 @@ from conic_layers import CLASSES, layer, points
 from conic_peers import BARE, OURS, PEERS, ConeProgram
 from conic_reference import reference
 from contest import Contest, add_options, chosen, quiet
-from memory import peak
 from side_by_side import listed
 
 jax.config.update("jax_enable_x64", True)
@@ -82,8 +80,7 @@ def main():
     add_options(parser, repeats=20, limit=3)
     arguments = parser.parse_args()
     quiet()
-    memory = partial(peak, "bench_conic") if arguments.memory else None
-    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder, peak=memory)
+    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder)
     for size in arguments.sizes:
         repeats = arguments.repeats if size == "small" else max(3, arguments.repeats // 4)
         for name in arguments.classes:

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -24,7 +23,6 @@ import linear_floors
 import linear_peers
 from contest import Contest, add_options, quiet
 from linear_systems import GRIDS, dense, grid
-from memory import peak
 from side_by_side import listed
 
 jax.config.update("jax_enable_x64", True)
@@ -63,6 +61,8 @@ def problem(kind, n):
 
 def case(kind, n, name):
     """Return one method on one problem, and two points; for `memory`."""
+    if name.startswith(APART):
+        sys.path.insert(0, str(Path(sys.prefix) / APART))
     system, methods = problem(kind, n)
     (method,) = (method for method in methods if method.name == name)
     return method.make(system), system.points(2)
@@ -98,10 +98,7 @@ def main():
     path = Path(sys.prefix) / APART
     # None: what is not installed says so; otherwise whether this is the run for what lies apart.
     alone = bool(importlib.util.find_spec(APART)) if path.is_dir() else None
-    memory = partial(peak, "bench_linear") if arguments.memory else None
-    contest = Contest(
-        "linear", arguments.limit, folder=arguments.folder, peak=memory, growth=GROWTH
-    )
+    contest = Contest("linear", arguments.limit, folder=arguments.folder, growth=GROWTH)
     prefixes = tuple(arguments.methods.split(","))
     for kind in KINDS:
         if not any(word in kind for word in arguments.kinds):

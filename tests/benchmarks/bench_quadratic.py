@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contest import Contest, add_options, chosen, quiet
-from memory import peak
 from quadratic_peers import BARE, PEERS
 from quadratic_programs import CLASSES
 from quadratic_reference import derivatives, tight
@@ -181,9 +180,8 @@ def main():
     arguments = parser.parse_args()
     quiet()
     methods, divided = chosen(METHODS, arguments), {}
-    memory = partial(peak, "bench_quadratic") if arguments.memory else None
     first = max(30, 10 * arguments.limit)
-    contest = Contest(WORKLOAD, arguments.limit, first, arguments.folder, memory)
+    contest = Contest(WORKLOAD, arguments.limit, first, arguments.folder)
     for n in arguments.sizes:
         repeats = arguments.repeats if n <= 100 else max(3, arguments.repeats // 4)
         for name in arguments.classes:

@@ -10,7 +10,6 @@ os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -18,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import jax
 import numpy as np
 from contest import Contest, add_options, chosen, quiet
-from memory import peak
 from root_peers import methods
 from root_problems import PROBLEMS
 from side_by_side import listed
@@ -70,8 +68,7 @@ def main():
     add_options(parser, repeats=20, limit=5)
     arguments = parser.parse_args()
     quiet()
-    memory = partial(peak, "bench_roots") if arguments.memory else None
-    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder, peak=memory)
+    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder)
     for kind, (_, sizes) in PROBLEMS.items():
         for n in sizes:
             if kind.startswith(arguments.kinds) and n in (arguments.sizes or sizes):

@@ -21,7 +21,6 @@ class Contest:
         limit: Seconds that a method may take on a problem.
         first: Seconds that setting up, compiling and a first call may take.
         folder: Where the rows go.
-        peak: Takes kind, n and the name of a method, returns the MiB of a call; None to do without.
         growth: With which power of n the time of a method is expected to grow.
         before: Seconds and n of what was timed last, by kind and method.
     """
@@ -30,7 +29,6 @@ class Contest:
     limit: float
     first: float = 30
     folder: object = RESULTS
-    peak: object = None
     growth: float = 2
     before: dict = dataclasses.field(default_factory=dict)
 
@@ -71,12 +69,10 @@ class Contest:
 
         in_turn(calls, timings, points, self.limit, judged)
         for name, timing in timings.items():
-            peak = None
             if timing.median:
                 self.before[kind, name] = timing.median, n
-                peak = self.peak and self.peak(kind, n, name)
             self.show(name, timing)
-            about = {"workload": self.workload, "kind": kind, "n": n, "peak": peak}
+            about = {"workload": self.workload, "kind": kind, "n": n}
             rows.append(Row.of(timing, named[name], **about))
         save(rows, self.folder)
         return timings
@@ -99,7 +95,6 @@ def add_options(parser, repeats, limit):
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--limit", type=float, default=limit, help="seconds a method and problem")
     parser.add_argument("--folder", type=type(RESULTS), default=RESULTS, help="for the rows")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too, slowly")
 
 
 def chosen(methods, arguments):

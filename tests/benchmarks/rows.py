@@ -51,7 +51,7 @@ class Row:
     why: str = ""
 
     @classmethod
-    def of(cls, timing, method, *, workload, kind, n, peak=None):
+    def of(cls, timing, method, *, workload, kind, n):
         """Return the record of a `side_by_side.Timing` of a `side_by_side.Peer`."""
         error, why = (float(timing.error) if timing.errors else None), timing.why
         if error is not None and not math.isfinite(error):
@@ -66,7 +66,6 @@ class Row:
             floor=method.floor,
             seconds=timing.median,
             cpu=timing.cpu,
-            peak=peak,
             error=error,
             repeats=len(timing.times),
             why=why,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from backsolve.adjoint.buffers import buffers
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.status import Status
 
@@ -71,7 +72,7 @@ class General(Factor):
 
     def __init__(self, A, options):
         del options
-        lu, pivots, info = lapack().dgetrf(A.T)
+        lu, pivots, info = lapack().dgetrf(buffers.copy(A.T, "F"), overwrite_a=True)
         _check(info)
         self.parts = lu, pivots
 
@@ -92,7 +93,9 @@ class Indefinite(Factor):
     def __init__(self, A, options):
         self.lower = not options.lower
         work, _ = lapack().dsytrf_lwork(len(A), lower=self.lower)
-        factor, pivots, info = lapack().dsytrf(A.T, lower=self.lower, lwork=max(int(work), 1))
+        factor, pivots, info = lapack().dsytrf(
+            buffers.copy(A.T, "F"), lower=self.lower, lwork=max(int(work), 1), overwrite_a=True
+        )
         _check(info)
         self.parts = factor, pivots
 
@@ -112,7 +115,9 @@ class Definite(Factor):
 
     def __init__(self, A, options):
         self.lower = not options.lower
-        factor, info = lapack().dpotrf(A.T, lower=self.lower, clean=False)
+        factor, info = lapack().dpotrf(
+            buffers.copy(A.T, "F"), lower=self.lower, clean=False, overwrite_a=True
+        )
         _check(info, Status.NOT_POSITIVE_DEFINITE)
         self.parts = (factor,)
 
