@@ -36,7 +36,7 @@ jax.config.update("jax_enable_x64", True)
 
 WORKLOAD = "quadratic"
 SIZES = (10, 100, 1000, 5000)
-LARGE = {"portfolio": 5000}  # n up to which a class is run; 1000 for the others
+LARGE = {"portfolio": 5000, "mpc": 5000}  # n up to which a class is run; 1000 for dense ones
 DENSE = 1000  # unknowns from which on dense methods are not tried
 CHECKED = 2  # points at which derivatives are compared
 
