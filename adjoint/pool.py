@@ -42,14 +42,14 @@ class Pool(Generic[W]):
     Args:
         make: Makes a workspace.
         capacity: How many there may be at first.
-        limit: How many there may be.
+        limit: How many there may be; a quarter of them may wait for a holder.
     """
 
     _workspaces: list[W]
 
     def __init__(self, make: Callable[[], W], *, capacity: int = 4, limit: int = 1024):
         self._make, self._capacity, self._limit = make, capacity, limit
-        self._spare = capacity
+        self._spare = max(capacity, limit // 4)
         renewed_after_forks(self)
         self.renew()
 

@@ -31,6 +31,30 @@ ABOUT = {
         "a process of its own.",
         "",
     ],
+    "batches": [
+        "Sixty-four systems or programs at once. Systems share one A, or each has its own; of the "
+        "programs q differs. A package that has no rule for `vmap` goes through `jax.lax.map`, or "
+        "a loop in Python.",
+        "",
+    ],
+    "roots": [
+        "The loss is gᵀx with F(x, θ) = 0, differentiated in all of θ. `custom_root` of ours and "
+        "of JAXopt, and `jax.lax.custom_root`, have the same Newton's method in JAX inside; with "
+        "`solve=` the adjoint is by the linear solver that fits, written in JAX by the user. "
+        "`implicit` and “by hand” have the same Newton's method in NumPy, or SciPy's solvers.",
+        "",
+    ],
+    "quadratic": [
+        "The loss is gᵀx. Ours is differentiated in all entries of P and A, and in q, l and u; the "
+        "error is that of the derivative in q. From call to call q changes by a per cent, and "
+        "every solve starts anew.",
+        "",
+    ],
+    "conic": [
+        "Layers of cvxpy, differentiated in all their parameters; n is the number of unknowns of "
+        "the cone program that Clarabel is given. diffcp and Moreau get that program ready made.",
+        "",
+    ],
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.operators import HostOperator
 from backsolve.adjoint.sparse import CSR
+from backsolve.adjoint.store import default_limit
 
 from ..mpi.rows import HostRows
 from .matrices import group_of
@@ -20,6 +21,8 @@ from .options import Options
 from .workspace import Lease, OwnWorkspace, Workspace
 
 __all__ = ["Pool", "pool_of"]
+
+_IDLE = default_limit() // 4  # bytes of workspaces of a kind that wait for numbers
 
 
 class Pool:
@@ -84,13 +87,19 @@ class Pool:
 
     def _free(self, J: Any) -> Workspace:
         idle = [w for w in self._workspaces if self._group.every(w.lease() is None)]
-        for surplus in idle[1:]:
+        for surplus in idle[self._spare(idle) :]:
             self._workspaces.remove(surplus)
         if idle:
             return idle[0]
         if len(self._workspaces) < self._capacity:
             return self._make(J)
         return self._workspaces[0]
+
+    def _spare(self, idle: list[Workspace]) -> int:
+        """Return how many may wait for the next batch; the same on every process."""
+        if len(idle) <= 1 or self._group is not ALONE:
+            return 1
+        return max(1, _IDLE // max(idle[0].nbytes, 1))
 
     def _use(self, workspace: Workspace) -> None:
         if workspace in self._workspaces:
