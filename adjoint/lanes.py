@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -20,6 +21,8 @@ __all__ = ["each_lane", "each_system", "mapped"]
 Index = tuple[int | slice, ...]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_WORTH = 5e-3  # seconds of an item from which on threads gain
 
 
 def each_lane(
@@ -56,14 +59,21 @@ def each_system(
 def mapped(
     function: Callable[[Item], Result], items: Sequence[Item], *, parallel: bool
 ) -> list[Result]:
-    """Return the function of each item, by as many threads as there are processors if parallel."""
+    """Return the function of each item; if parallel, by as many threads as there are processors.
+
+    The first item tells whether they are worth it: quick ones wait for each other, since little of
+    their time goes by without Python's lock.
+    """
     workers = min(len(items), len(os.sched_getaffinity(0))) if parallel else 1
     if workers <= 1:
         return [function(item) for item in items]
+    start = time.perf_counter()
+    results = {0: function(items[0])}
+    if time.perf_counter() - start < _WORTH:
+        return [results[0], *map(function, items[1:])]
     # Threads take one item after another from one iterator; threads of its own, lest a fork or
     # another call find the pool busy.
-    results: dict[int, Result] = {}
-    jobs = enumerate(items)
+    jobs = enumerate(items[1:], 1)
 
     def work() -> None:
         for i, item in jobs:

@@ -34,13 +34,13 @@ SIZES = {
     "dense, 64 A": (10, 100, 300),
     "sparse, one A": (1024, 10_000),
     "sparse, 64 A": (1024, 10_000),
-    "64 quadratic programs": (10, 100, 1000),
+    "quadratic programs": (10, 100, 1000),
 }
 
 
 def problem(kind, n, repeats):
     """Return the argument of the methods, the methods, points, and their exact gradients' maker."""
-    if kind == "64 quadratic programs":
+    if kind == "quadratic programs":
         programs = batch_programs.Programs(n, LANES)
         return programs, batch_programs.METHODS, programs.points(repeats), programs.gradient
     structure, shared = kind.split(", ")[0], kind.endswith("one A")

@@ -37,6 +37,7 @@ jax.config.update("jax_enable_x64", True)
 WORKLOAD = "quadratic"
 SIZES = (10, 100, 1000, 5000)
 LARGE = {"portfolio": 5000, "mpc": 5000}  # n up to which a class is run; 1000 for dense ones
+LONG = 5000  # n from which on a call takes seconds, and may take as many more
 DENSE = 1000  # unknowns from which on dense methods are not tried
 CHECKED = 2  # points at which derivatives are compared
 
@@ -184,6 +185,7 @@ def main():
     contest = Contest(WORKLOAD, arguments.limit, first, arguments.folder)
     for n in arguments.sizes:
         repeats = arguments.repeats if n <= 100 else max(3, arguments.repeats // 4)
+        contest.limit = arguments.limit if n < LONG else 10 * arguments.limit
         for name in arguments.classes:
             if n <= (arguments.largest or LARGE.get(name, 1000)):
                 there = compare(contest, name, n, methods, repeats)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report_plots import draw
 from rows import ACCURATE, load
 from side_by_side import RESULTS, milliseconds, provenance, table
-from standings import COUNTED, exponent, share, standings
+from standings import COUNTED, WORKLOADS, exponent, share, standings
 
 PACKAGES = [
     *("jax", "lineax", "klujax", "splineax", "optimistix", "jaxopt", "scipy", "petsc4py"),
@@ -116,7 +116,7 @@ def standing(found):
     rows.append(["**all**", f"{first} of {counted}", f"{first / counted:.0%}"])
     behind = [
         [
-            f"{contest.kind}, n = {contest.n:,}",
+            f"{WORKLOADS[contest.workload]}{contest.kind}, n = {contest.n:,}",
             contest.ours.method if contest.ours else "none is accurate",
             contest.first.method if contest.first else "–",
             times(contest.ratio),
@@ -156,6 +156,8 @@ def heading():
         "",
         "![Time against size](time.png)",
         "",
+        "Each side's fastest accurate method; hollow where it has none.",
+        "",
         "![Error against time](error.png)",
         "",
     ]
@@ -182,7 +184,7 @@ def summary(found):
         mine, other = contest.ours, contest.peer
         rows.append(
             [
-                contest.kind,
+                WORKLOADS[contest.workload] + contest.kind,
                 f"{contest.n:,}",
                 f"{milliseconds(mine.seconds)} ms ({mine.method})",
                 f"{times(other.seconds / mine.seconds)} ({other.method})",

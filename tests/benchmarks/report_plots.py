@@ -3,7 +3,7 @@
 import itertools
 
 from rows import ACCURATE
-from standings import fastest
+from standings import WORKLOADS, fastest
 
 __all__ = ["draw"]
 
@@ -57,7 +57,7 @@ def panels(found):
     for spare in axes.flat[len(kinds) :]:
         spare.set_axis_off()
     for ax, ((workload, kind), _) in zip(axes.flat, kinds, strict=False):
-        ax.set_title(f"{workload}: {kind}", fontsize=9)
+        ax.set_title(WORKLOADS[workload] + kind, fontsize=9)
         ax.set(xscale="log", yscale="log")
         ax.tick_params(labelsize=7)
         for axis in (ax.xaxis, ax.yaxis):  # where less than a decade is shown, they overlap
@@ -109,7 +109,7 @@ def draw_errors(found, styles, path):
                 ax.plot(row.seconds * 1e3, max(row.error, LEAST), **style)
         ax.axhline(ACCURATE, color="0.6", lw=0.8, ls=":")
         _widen(ax)
-        ax.set_title(f"{ax.get_title()}, n = {contest.n:,}", fontsize=9)
+        ax.set_title(f"{ax.get_title()}, n = {contest.n:,}", fontsize=8)
     finish(figure, styles, path, x="ms, value and gradient", y="relative error of the gradient")
 
 
