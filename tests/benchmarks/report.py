@@ -146,9 +146,10 @@ def heading():
         "",
         "A value and its gradient in all arguments, by `make bench`. Milliseconds are medians of "
         "the wall time of calls with new numbers each; all methods of a problem are timed in one "
-        "process, in turn. In parentheses: CPU time in ms, the most memory that one call takes "
-        "beyond what lay there before, in a process of its own, and the largest relative error of "
-        "the gradient against an independent reference. Compiling, setting up and analysing a "
+        "process, in turn. In parentheses: CPU time in ms, where it was measured the most memory "
+        "that one call takes beyond what lay there before, in a process of its own, and the "
+        "largest relative error of the gradient against an independent reference. Compiling, "
+        "setting up and analysing a "
         f"pattern are not timed. A method is accurate with an error up to {ACCURATE:g}; the first "
         "among the accurate ones is bold. Bare libraries, in italics, have no derivative or one "
         "written by hand, and are no competitors but the floor. The exponent p of n^p is fitted "
