@@ -180,6 +180,26 @@ def test_a_smoothed_derivative_that_differs_is_untrusted():
     assert not log.trusted
 
 
+@pytest.mark.parametrize(("slack", "trusted"), [(0.02, False), (1.0, True)])
+def test_a_smoothed_derivative_in_a_bound_that_does_not_hold_is_judged(slack, trusted):
+    # Nothing moves with u, a bound above x₀ = 1: what comes of smoothing is in ∂F/∂u.
+    def read(u, q):
+        A, below = jnp.asarray([[1.0, 0], [1, 0]]), -jnp.full(2, inf)
+        upper, q = jnp.asarray([1, u]), jnp.asarray([-3, q])
+        solution = osqp.solve(jnp.eye(2), q, A, below, upper, degenerate="smoothed")
+        return solution.y[1] - solution.x[1]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustedGradientWarning)
+        with record() as forward:
+            ẏ = jax.jvp(read, (1 + slack, 1.0), (1.0, 1.0))[1]
+        with record() as reverse:
+            ū, q̄ = jax.grad(read, (0, 1))(1 + slack, 1.0)
+    for found, log in ((ẏ, forward), (ū + q̄, reverse)):
+        assert 0.5e-6 / slack**2 < abs(found - 1) < 3e-6 / slack**2
+        assert log.trusted == trusted
+
+
 def test_osqp_s_own_iterate_is_judged_as_it_is():
     given = program(I, [-5, -0.5, -0.3], I, -ONES, ONES)
     P, q, A, l, u = given

@@ -26,7 +26,8 @@ from .regularity import regularity_of
 
 __all__ = ["KKT", "ActiveSet", "Linearized", "State"]
 
-_SMOOTHED = 1e-4  # by what smoothing may change a derivative that is not in doubt
+# By what smoothing may change v where the derivative is not in doubt; that of A has two such parts.
+_SMOOTHED = 5e-5
 
 
 class Linearized:
@@ -171,13 +172,27 @@ class ActiveSet(ByReduction):
     def solved(self, J, rhs, state, transposed):
         """Solve; of smoothed conditions, tell whether smoothing mattered."""
         solution = super().solved(J, rhs, state, transposed)
-        if J.smoothing:
-            exact = ActiveSet("nan").solved(J.exact, rhs, state.exact, transposed).value
-            distance = frobenius_norm(solution.value - exact)
-            unchanged = distance <= _SMOOTHED * frobenius_norm(exact) and J.shared <= _SMOOTHED
-            if not solution.doubt and not unchanged:
+        if J.smoothing and not solution.doubt:
+            if self._changed(J, solution.value, rhs, state, transposed):
                 solution.doubt = "smoothing changes the derivative"
         return solution
+
+    def _changed(self, J, v, rhs, state, transposed):
+        """Tell whether smoothing changes v, or what becomes of v."""
+        n, exact, smoothed = J.program.q.size, state.exact.J, 1.0 - J.D
+        held = 1.0 - exact.D
+        v, r = v.copy(), rhs.copy()
+        # Bounds and rows of A enter r, and their cotangents are read off v, times S² = I − D:
+        # without smoothing one or zero.
+        if transposed:
+            v[n:] *= smoothed
+        else:
+            r[n:] *= held / np.where(held > 0, smoothed, 1.0)
+        w = ActiveSet("nan").solved(exact, r, state.exact, transposed).value
+        if transposed:
+            w[n:] *= held
+        distance = frobenius_norm(v - w)
+        return not (distance <= _SMOOTHED * frobenius_norm(w) and J.shared <= _SMOOTHED)
 
     def cotangents(self, J, x, y, ℓ):
         """Return (∂F/∂θ)ᵀ ℓ for P, q, A and the bounds that hold, at x and y."""
