@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cone_programs import CONES, program, tight
+from scipy.sparse import csr_array
 
 import backsolve
+from backsolve.adjoint.sparse import as_csr
 from backsolve.residuals import conic_program
+from backsolve.residuals.conic import Cone
 from backsolve.wrappers.conic.blocks import blocks_of
 from backsolve.wrappers.conic.condensed import Condensed
 from backsolve.wrappers.conic.extended import Extended
@@ -134,6 +137,25 @@ def test_every_form_of_the_system_solves_with_the_jacobian_and_its_transpose(nam
             assert found.stats["stop"] == 0
         error = np.linalg.norm(found.value - expected) / np.linalg.norm(expected)
         assert error <= 1e-13 * np.linalg.cond(dense) + 1e-9 * (form is Iterative)
+
+
+@pytest.mark.parametrize("form", [Extended, Condensed, Iterative])
+@pytest.mark.parametrize("columns", [[1, 2, 3], [0, 2, 5]])
+def test_rows_of_a_semidefinite_cone_may_read_some_columns_only(columns, form):
+    rng, cone = np.random.default_rng(3), Cone(l=6, s=(2, 3))
+    A = np.zeros((15, 6))
+    A[:6], A[6:9], A[9:, columns] = np.eye(6), *map(rng.standard_normal, [(3, 6), (6, 3)])
+    P, A = (as_csr(csr_array(matrix)) for matrix in (np.diag(np.arange(1.0, 7)), A))
+    projection = Projection(blocks_of(cone), rng.standard_normal(15))
+    program = Program(P, np.zeros(6), A, np.zeros(15), cone)
+    J = Linearized(program, np.zeros(6), projection.y, projection.s)
+    r = rng.standard_normal(J.shape[0])
+    units = np.eye(J.shape[0])
+    dense = np.stack([J.product(unit, transposed=False) for unit in units], axis=1)
+    state = State(J)
+    vars(state)["K"] = form(J.program, J.point.projection)
+    found = Faces().linear_solve(J, r, state, transposed=False).value
+    np.testing.assert_allclose(dense @ found, r, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CONES)

@@ -12,6 +12,8 @@ from backsolve.residuals.conic import Cone
 
 __all__ = ["Blocks", "Triangles", "blocks_of"]
 
+_PIECE = 1 << 14  # entries of the matrices that are rotated at once, so that they stay in the cache
+
 
 @dataclass(frozen=True)
 class Triangles:
@@ -36,7 +38,7 @@ class Triangles:
     def unpack(self, v: np.ndarray) -> np.ndarray:
         """Return symmetric matrices `(…, k, k)` for packed ones `(…, k (k + 1) / 2)`."""
         _, _, place, weight = self._places
-        return (v / weight)[..., place]
+        return np.take(v / weight, place, axis=-1)
 
     def pack(self, X: np.ndarray) -> np.ndarray:
         """Return packed matrices: inner products stay what they are."""
@@ -44,13 +46,14 @@ class Triangles:
         return X[..., row, column] * weight
 
     def rotated(self, v: np.ndarray, Q: np.ndarray) -> np.ndarray:
-        """Return `Qᵀ V Q`, packed, for packed V; one Q for each, or one for all."""
-        V = self.unpack(v)
-        if Q.ndim > 2:
-            return self.pack(np.swapaxes(Q, -1, -2) @ V @ Q)
-        for _ in range(2):  # V Q, then (V Q)ᵀ Q, each as one product
-            V = np.swapaxes((V.reshape(-1, self.k) @ Q).reshape(V.shape), -1, -2)
-        return self.pack(V)
+        """Return `Qᵀ V Q`, packed, for packed V `(count, …)`; one Q for each, or one for all."""
+        turned = np.empty_like(v)
+        count = max(1, _PIECE // self.k**2)
+        for first in range(0, len(v), count):
+            piece = slice(first, first + count)
+            q = Q[piece] if Q.ndim > 2 else Q
+            turned[piece] = self.pack(np.swapaxes(q, -1, -2) @ self.unpack(v[piece]) @ q)
+        return turned
 
     def paired(self, w: np.ndarray) -> np.ndarray:
         """Return w[…, i] + w[…, j] for each packed entry (i, j)."""

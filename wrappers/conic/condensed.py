@@ -17,6 +17,7 @@ import numpy as np
 
 from backsolve.adjoint.registry import require
 
+from ..lapack.factors import lapack
 from .program import Program
 from .projection import Projection
 from .square_root import SquareRoot
@@ -51,11 +52,11 @@ class Condensed(SquareRoot):
         self._scale()
         for δ in _SHIFTS:
             self._weights(δ)
-            try:
-                self._factor = require("scipy.linalg").cho_factor(self._H(), check_finite=False)
-            except np.linalg.LinAlgError:
-                continue
-            break
+            H = self._H()
+            factor, info = lapack().dpotrf(H.T, lower=True, clean=False, overwrite_a=True)
+            if info == 0:
+                self._factor = factor
+                break
 
     @staticmethod
     def size_of(program: Program) -> int:
@@ -97,19 +98,19 @@ class Condensed(SquareRoot):
             held = held.toarray()
             H += held.T @ held
         else:
-            H += (held.T @ held).toarray()
+            _add(H, held.T @ held)
         if blocks.starts.size:
             indptr = np.append(blocks.starts, blocks.coupled.size)
             csr = require("scipy.sparse").csr_array
             for u, weights in ((projection.u1, self._first), (projection.u2, self._second)):
                 U = csr((u, blocks.coupled, indptr), shape=(blocks.starts.size, structure.m))
                 UA = U @ A
-                H += (UA.T @ diags(weights[blocks.coupled[blocks.starts]]) @ UA).toarray()
+                _add(H, UA.T @ diags(weights[blocks.coupled[blocks.starts]]) @ UA)
         for which, rotation in s.rotations:
             weight = np.sqrt(self._ω[rotation.rows])
             moves = weight > 0
             A = weight[moves, None] * rotation.rotated(program.A, projection.frames, which)[moves]
-            H[np.ix_(rotation.columns, rotation.columns)] += A.T @ A
+            H[rotation.block] += A.T @ A
         H *= self._x_scale
         H *= self._x_scale[:, None]
         H[np.diag_indices_from(H)] += _FLOOR * max(1.0, float(H.diagonal().max(initial=0.0)))
@@ -155,8 +156,12 @@ class Condensed(SquareRoot):
         g = projection.rotated_back(self._rooted(w))
         pulled = self.program.product(np.concatenate([np.zeros(n), g]))[:n]
         right = self._x_scale * (r[:n] + pulled)
-        x = self._x_scale * require("scipy.linalg").cho_solve(
-            self._factor, right, check_finite=False
-        )
+        x = self._x_scale * lapack().dpotrs(self._factor, right, lower=True)[0]
         moved = self.program.product(np.concatenate([x, np.zeros_like(w)]))[n:]
         return np.concatenate([x, inverse(self._rooted(projection.rotated(moved)) - r[n:])])
+
+
+def _add(H: np.ndarray, part: Any) -> None:
+    """Add a sparse matrix to a dense one, which most of its entries leave as it is."""
+    part = part.tocoo()
+    H[part.row, part.col] += part.data  # products have no entry twice

@@ -35,6 +35,7 @@ class Rotation:
         each: Which of them.
         rows: Their rows.
         columns: The columns where these rows have entries.
+        block: Where the products of these columns go in a matrix of all.
     """
 
     def __init__(self, structure: Structure, triangles: Triangles, each: int):
@@ -44,6 +45,9 @@ class Rotation:
         columns = structure.A_columns[self._entries]
         self.columns, place = np.unique(columns, return_inverse=True)
         self._at = place, structure.A_rows[self._entries] - first
+        self.block = np.ix_(self.columns, self.columns)
+        if self.columns.size and np.ptp(self.columns) == self.columns.size - 1:
+            self.block = (slice(self.columns[0], self.columns[-1] + 1),) * 2
 
     def rotated(self, A: np.ndarray, frames: list[np.ndarray], which: int) -> np.ndarray:
         """Return Rᵀ A, `(rows, columns)`, for the values of A and the eigenvectors."""
