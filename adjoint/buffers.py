@@ -7,6 +7,7 @@ handed to the next one of its size.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal
 
@@ -31,23 +32,33 @@ class _Owner:
 
 
 class Buffers:
-    """Copies arrays into what other copies have left."""
+    """Makes arrays of what others have left."""
 
     def __init__(self):
         self._idle: deque[np.ndarray] = deque(maxlen=_KEPT)
 
     def copy(self, array: np.ndarray, order: Literal["C", "F"] = "C") -> np.ndarray:
         """Return a copy in C or Fortran order."""
-        if not _LEAST <= array.nbytes <= _MOST:
-            return np.array(array, order=order)
-        memory = np.asarray(_Owner(self._find(array.nbytes), self._idle))
-        copy = np.ndarray(array.shape, array.dtype, memory, order=order)
+        copy = self._empty(array.shape, array.dtype, order)
         copy[...] = array
         return copy
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return zeros in double precision."""
+        zeros = self._empty(shape, np.dtype(np.float64), "C")
+        zeros[...] = 0.0
+        return zeros
 
     def clear(self) -> None:
         """Give back what is not used."""
         self._idle.clear()
+
+    def _empty(self, shape, dtype, order):
+        nbytes = math.prod(shape) * dtype.itemsize
+        if not _LEAST <= nbytes <= _MOST:
+            return np.empty(shape, dtype, order)
+        memory = np.asarray(_Owner(self._find(nbytes), self._idle))
+        return np.ndarray(shape, dtype, memory, order=order)
 
     def _find(self, nbytes: int) -> np.ndarray:
         for _ in range(len(self._idle)):
