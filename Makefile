@@ -39,7 +39,7 @@ lint: environment ## ruff, pyright, import-linter, shellcheck, hadolint
 
 campaign: petsc ## random problems, and whether each verdict on their gradients is right (hours)
 	@echo "==> tests/campaign/run.py"
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/run.py --resume
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/run.py --workers 2 --resume
 
 bench: bench-budgets ## all that is compared with other packages, in .venv-peers, and its report (two hours)
 	@docker/bootstrap.sh peers

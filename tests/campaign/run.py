@@ -8,11 +8,14 @@ with `--resume` a run that was cut short goes on. In the end `DIR/README.md` has
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import platform
+import queue
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,25 +37,41 @@ def main(argv=None):
         return _alone(options)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    with Worker(options.modules, options.seed, options.limit) as worker:
-        results = _all(worker, folder / "results.jsonl", options)
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(options.modules, options.seed, options.limit))
+            for _ in range(options.workers)
+        ]
+        results = _all(workers, folder / "results.jsonl", options)
     return _report(results, options, folder)
 
 
-def _all(worker, path, options):
+def _all(workers, path, options):
     """Do what has not been done; return all results."""
-    head = {"seed": options.seed, "families": [name for name, _ in worker.families]}
+    families = workers[0].families
+    head = {"seed": options.seed, "families": [name for name, _ in families]}
     results = _earlier(path, head, options.resume)
     done = {result["problem"] for result in results}
-    wrappers = [wrapper for _, wrapper in worker.families]
+    wrappers = [wrapper for _, wrapper in families]
     left = [
         i
         for i in range(options.problems)
         if i not in done and options.only in (None, wrappers[i % len(wrappers)])
     ]
-    with open(path, "a") as file:
-        for number in tqdm(left, unit="problem", disable=not sys.stderr.isatty()):
-            result = worker.attempt(number)
+    idle = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def attempted(number):
+        worker = idle.get()
+        try:
+            return worker.attempt(number)
+        finally:
+            idle.put(worker)
+
+    with open(path, "a") as file, ThreadPool(len(workers)) as pool:
+        found = pool.imap(attempted, left)
+        for result in tqdm(found, total=len(left), unit="problem", disable=not sys.stderr.isatty()):
             file.write(json.dumps(result, default=_plain) + "\n")
             file.flush()
             results.append(result)
@@ -64,6 +83,7 @@ def _arguments(argv):
     parser.add_argument("--problems", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=str(HERE / "results"), help="folder of the results")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--only", metavar="WRAPPER", help="only the problems of one wrapper")
     parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
     parser.add_argument("--problem", type=int, help="do this one alone, and print its records")
