@@ -118,16 +118,17 @@ class Condensed(SquareRoot):
 
     def solve(self, r, *, enough=0.0):
         """Solve K v = r."""
-        size, start = float(np.linalg.norm(r)), None
+        start = None
         if self._factor is None and self._near is not None:
             enough = max(enough, _SOLVED)
-            start, left = self.refined(self._condensed_near, r, enough=enough)
-            if left <= enough * size:
-                return start, left / size if size else left
+            near = self.refined(self._condensed_near, r, enough=enough)
+            if near.left <= enough:
+                return near.v, near.left
+            start = near.v
         if self._factor is None:
             self._factorize()
-        v, left = self.refined(self._condensed, r, start, enough)
-        return v, left / size if size else left
+        found = self.refined(self._condensed, r, start, enough)
+        return found.v, max(found.left, found.backward)
 
     def _condensed_near(self, r: np.ndarray) -> np.ndarray | None:
         # w is rotated, by eigenvectors that need not be near those nearby.

@@ -56,12 +56,11 @@ class Iterative(SquareRoot):
     def solve(self, r, *, enough=0.0):
         """Solve K v = r."""
         self.iterations, self.stop = 0, 0
-        size = float(np.linalg.norm(r))
-        v, left = self.refined(self._minres, r, enough=enough)
-        if left > CONSISTENT * size:
+        found = self.refined(self._minres, r, enough=enough)
+        if found.left > CONSISTENT:
             self.stop = 2
-            v, left = self.refined(self._lsmr, r, v)
-        return v, left / size if size else left
+            found = self.refined(self._lsmr, r, found.v)
+        return found.v, found.left
 
     def _count(self, _: Any) -> None:
         self.iterations += 1

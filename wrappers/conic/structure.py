@@ -100,7 +100,7 @@ class ConeStructure:
         )
         positive = np.zeros(size, bool)
         positive[:n] = positive[n + m : n + m + curved] = True
-        self.K = Layout(rows, columns, positive)
+        self.K = Layout(rows, columns, positive, n)
         self.source = source[self.K.order]
 
 

@@ -1,7 +1,7 @@
 """K factored and solved with.
 
 QDLDL factors the equilibrated `e K e + δ diag(signs)`; solutions are refined on K itself. Where
-that fails, SuperLU takes K as it is.
+that fails, SuperLU takes `e K e`.
 
 P. Gill, M. Saunders and J. Shinnerl, "On the stability of Cholesky factorization for symmetric
 quasidefinite systems", SIAM J. Matrix Anal. Appl. 17 (1996).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from backsolve.adjoint.store import default_limit
 
 from ..qdldl import LDL
 from .layout import Layout
-from .refined import CONSISTENT, Refined
+from .refined import ROUNDED, Refined
 
 __all__ = ["Factored"]
 
@@ -68,10 +69,16 @@ class Factored(Refined):
         """Return the entries of K by rows."""
         raise NotImplementedError
 
+    @property
+    def equilibrated_norm(self) -> float:
+        """‖e K e‖, or what comes near it."""
+        return self._equilibrated_norm
+
     def _load(self, *, robbed: bool) -> None:
         layout, values = self.layout, self.values()
-        self._scale = e = layout.equilibration(values)
+        self.sides = e = layout.equilibration(values)
         scaled = values[layout.upper] * e[layout.upper_rows] * e[layout.upper_columns]
+        self._equilibrated_norm = math.sqrt(2.0 * scaled.dot(scaled))
         self._factor = _pool(layout).acquire(self, robbed=robbed)
         with self._factor.lock:
             for δ in _SHIFTS:
@@ -102,17 +109,17 @@ class Factored(Refined):
         Returns:
             v, and ‖K v − r‖ / ‖r‖.
         """
-        v, left = self.refined(self._ldl_solve, r, start, enough)
-        size = frobenius_norm(r)
-        if left > max(1e-2 * CONSISTENT, enough) * size and not self._blown_up(v, r):
-            w, after = self.refined(self._lu_solve, r, start)
-            if after < left:
-                v, left = w, after
-        return v, left / size if size else left
+        found = self.refined(self._ldl_solve, r, start, enough)
+        done = found.backward <= ROUNDED or found.left <= enough
+        if not done and not self._blown_up(found.v, r):
+            other = self.refined(self._lu_solve, r, start)
+            if other.backward < found.backward:
+                found = other
+        return found.v, max(found.left, found.backward)
 
     def _blown_up(self, v: np.ndarray, r: np.ndarray) -> bool:
         """Tell whether v is so large that K is singular, which no other factor would help."""
-        return frobenius_norm(v / self._scale) > _SINGULAR * frobenius_norm(self._scale * r)
+        return frobenius_norm(v / self.sides) > _SINGULAR * frobenius_norm(self.sides * r)
 
     def _ldl_solve(self, r: np.ndarray) -> np.ndarray | None:
         while True:
@@ -121,17 +128,18 @@ class Factored(Refined):
                 if factor.holder() is self:
                     if self._pivots is None:
                         return None
-                    return self._scale * factor.ldl.solve(self._scale * r)
+                    return self.sides * factor.ldl.solve(self.sides * r)
             self._load(robbed=True)
 
     def _lu_solve(self, r: np.ndarray) -> np.ndarray | None:
         if self._lu is None:
-            K, self._lu = self.matrix().tocsc(), False
+            diagonal = require("scipy.sparse").diags_array(self.sides)
+            K, self._lu = (diagonal @ self.matrix() @ diagonal).tocsc(), False
             # SuperLU reads beyond its arrays if K is singular by its pattern.
             if require("scipy.sparse.csgraph").structural_rank(K) == r.size:
                 with contextlib.suppress(RuntimeError):  # exactly singular
                     self._lu = require("scipy.sparse.linalg").splu(K)
-        return self._lu.solve(r) if self._lu else None
+        return self.sides * self._lu.solve(self.sides * r) if self._lu else None
 
     def matrix(self) -> Any:
         """Return K, of SciPy."""

@@ -23,6 +23,7 @@ class Layout:
         rows: Row of each entry, both triangles, in any order.
         columns: Column of each.
         positive: `(size,) bool`, which unknowns belong to the positive part, E.
+        n: How many unknowns P, the first block of K, has.
 
     Attributes:
         order: Brings what was given in the order of rows and columns into that by rows.
@@ -36,7 +37,7 @@ class Layout:
         signs: 1 where an unknown belongs to E, −1 elsewhere.
     """
 
-    def __init__(self, rows: np.ndarray, columns: np.ndarray, positive: np.ndarray):
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, positive: np.ndarray, n: int):
         self.size = positive.size
         self.signs = np.where(positive, 1.0, -1.0)
         self.order = np.lexsort((columns, rows))
@@ -52,6 +53,7 @@ class Layout:
         self.upper_rows, self.upper_columns = columns[self.upper], rows[self.upper]
         self.upper_indptr = np.searchsorted(self.upper_columns, ends).astype(np.int32)
         self.upper_diagonal = self.upper_indptr[1:] - 1
+        self._in_P = np.flatnonzero((rows < n) & (columns < n))
 
     @property
     def nbytes(self) -> int:
@@ -71,15 +73,22 @@ class Layout:
         return matrix
 
     def equilibration(self, values: np.ndarray) -> np.ndarray:
-        """Return e such that the largest entry of each row of `diag(e) K diag(e)` is near one.
+        """Return e such that entries of `diag(e) K diag(e)` are near one: the largest of each row,
+        and of P. To multiply the objective by a number changes nothing but e.
 
         D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", RAL
-        technical report RAL-TR-2001-034.
+        technical report RAL-TR-2001-034; for P, sec. 5.1 of "OSQP: an operator splitting solver for
+        quadratic programs", B. Stellato et al., Mathematical Programming Computation 12 (2020).
         """
         values, start = np.abs(values), self.indptr[:-1]
         largest = np.maximum.reduceat(values, start)
         e = 1.0 / np.sqrt(np.where(largest > 0, largest, 1.0))
-        for _ in range(2):
+        for k in range(3):
             largest = np.maximum.reduceat(values * e[self.columns], start) * e
             e /= np.sqrt(np.where(largest > 0, largest, 1.0))
+            if k == 0:
+                P = self._in_P
+                size = (values[P] * e[self.rows[P]] * e[self.columns[P]]).max(initial=0.0)
+                if size > 0:
+                    e *= size ** (-0.5 * self.signs)
         return e

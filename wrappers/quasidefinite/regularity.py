@@ -103,7 +103,7 @@ def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
     """
     if not K.suspicious:
         return None
-    r = _random(K.size)
+    r = _random(K.size) / K.sides
     if held is not None:
         r = r * held
     _, left = K.solve(r, enough=0.1 * CONSISTENT)

@@ -84,7 +84,7 @@ class Structure:
         source = [from_P, from_P[off], np.full(bare.size, zero), from_A, from_A]
         source.append(np.full(m, zero))
         rows, columns, source = map(np.concatenate, (rows, columns, source))
-        self.K = Layout(rows, columns, np.arange(n + m) < n)
+        self.K = Layout(rows, columns, np.arange(n + m) < n, n)
         self.K_source = source[self.K.order]
 
     def _upper_triangle_of(self, P: Pattern) -> None:
