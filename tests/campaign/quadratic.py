@@ -29,7 +29,7 @@ KINDS = (
     ["plain"] * 3
     + ["near a kink"] * 3
     + ["nearly dependent"] * 2
-    + ["units"] * 2
+    + ["units", "units", "objective", "objective"]
     + ["equalities", "redundant", "vertex", "at a kink", "duplicates", "more active than unknowns"]
     + ["not unique", "unbounded", "infeasible"]
 )
@@ -146,6 +146,9 @@ def _bounded(rng, kind, P, A, x, y, z, slack, on, off):
     if kind == "units":
         R, C = 10 ** rng.uniform(-6, 6, m), 10 ** rng.uniform(-6, 6, n) ** rng.integers(2)
         P, q, A, l, u = C[:, None] * P * C, C * q, R[:, None] * A * C, R * l, R * u
+    if kind == "objective":
+        o = 10 ** rng.uniform(-10, 8)
+        P, q = o * P, o * q
     if rng.random() < 0.1:
         l, u = np.where(np.isinf(l), -1e20, l), np.where(np.isinf(u), 1e20, u)
     return Program(P, q, A, l, u, lower, upper)

@@ -73,8 +73,9 @@ class Layout:
         return matrix
 
     def equilibration(self, values: np.ndarray) -> np.ndarray:
-        """Return e such that entries of `diag(e) K diag(e)` are near one: the largest of each row,
-        and of P. To multiply the objective by a number changes nothing but e.
+        """Return e such that in `diag(e) K diag(e)` the largest entry of each row, and of P, is one.
+
+        As far as can be: to multiply the objective by a number should change nothing but e.
 
         D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices", RAL
         technical report RAL-TR-2001-034; for P, sec. 5.1 of "OSQP: an operator splitting solver for

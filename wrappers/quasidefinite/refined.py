@@ -1,7 +1,8 @@
 """Iterative refinement: v + K⁻¹ (r − K v), with an approximate K⁻¹, until nothing is gained.
 
-Defects are measured as those of the equilibrated system, e K e (v / e) = e r: what is small beside
-the whole of r may be all that some unknowns have, if rows or unknowns are in different units.
+Defects are measured as they are, and as those of the equilibrated system e K e (v / e) = e r. Where
+rows or unknowns are in different units, what is small beside the whole of r may be all that some of
+them have, in either.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Found(NamedTuple):
     Attributes:
         v: The solution.
         left: ‖K v − r‖ / ‖r‖, equilibrated or, if it is not from rounding, as it is: the larger.
-        backward: ‖K v − r‖ / (‖K‖ ‖v‖ + ‖r‖), equilibrated.
+        backward: ‖K v − r‖ / (‖K‖ ‖v‖ + ‖r‖), the larger of both.
     """
 
     v: np.ndarray
@@ -71,34 +72,37 @@ class Refined:
             start: Where to start from.
             enough: ‖K v − r‖ / ‖r‖ that will do, equilibrated.
         """
-        e, norm = self.sides, self.equilibrated_norm
         v = np.zeros_like(r) if start is None else start
         defect = r if start is None else r - self.product(v)
-        left, size = frobenius_norm(e * defect), frobenius_norm(e * r)
+        sizes = self._sizes(defect)
         for _ in range(_ROUNDS):
-            if left <= max(_ENOUGH * (norm * frobenius_norm(v / e) + size), enough * size):
-                break
+            found = self._found(v, sizes, r)
+            if found.backward <= _ENOUGH or found.left <= enough:
+                return found
             step = solve(defect)
             if step is None:
-                break
+                return found
             w = v + step
             after = r - self.product(w)
-            next_left = frobenius_norm(e * after)
+            before, sizes_after = sizes, self._sizes(after)
             # Slow progress is that of a nearly singular K, and comes to its end all the same.
-            slow = not next_left < 0.9 * left
-            if not slow or next_left < left:
-                v, defect, left = w, after, next_left
-            if slow:
+            gained = any(b < 0.9 * a for a, b in zip(before, sizes_after, strict=True))
+            if gained or all(b <= a for a, b in zip(before, sizes_after, strict=True)):
+                v, defect, sizes = w, after, sizes_after
+            if not gained:
                 break
-        return self._found(v, defect, r, left, size)
+        return self._found(v, sizes, r)
 
-    def _found(
-        self, v: np.ndarray, defect: np.ndarray, r: np.ndarray, left: float, size: float
-    ) -> Found:
-        terms = self.equilibrated_norm * frobenius_norm(v / self.sides) + size
-        as_it_is, whole = frobenius_norm(defect), frobenius_norm(r)
-        visible = as_it_is > _VISIBLE * (self.norm * frobenius_norm(v) + whole)
-        relative = left / size if size else left
-        if visible:
-            relative = max(relative, as_it_is / whole if whole else as_it_is)
-        return Found(v, relative, left / terms if terms else 0.0)
+    def _sizes(self, defect: np.ndarray) -> tuple[float, float]:
+        """Return the size equilibrated, and as it is."""
+        return frobenius_norm(self.sides * defect), frobenius_norm(defect)
+
+    def _found(self, v: np.ndarray, sizes: tuple[float, float], r: np.ndarray) -> Found:
+        whole = self._sizes(r)
+        terms = (
+            self.equilibrated_norm * frobenius_norm(v / self.sides) + whole[0],
+            self.norm * frobenius_norm(v) + whole[1],
+        )
+        backward = [a / b if b else a for a, b in zip(sizes, terms, strict=True)]
+        left = [a / b if b else a for a, b in zip(sizes, whole, strict=True)]
+        return Found(v, max(left) if backward[1] > _VISIBLE else left[0], max(backward))
