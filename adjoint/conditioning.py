@@ -107,7 +107,7 @@ def by_correction(
     bound = max(bound, entry.probe or 0.0)
     measured: dict[str, float] = {}
     for name, defect in (("linear", linear), ("primal", primal)):
-        if defect is not None and in_doubt(policy, bound, defect.eta):
+        if defect is not None and in_doubt(policy, bound, defect.eta, measured=True):
             measured[name], bound = _magnification(policy, solver, operator, entry, bound, defect)
     entry.probe = bound
     return Conditioning(bound, "bound", **measured)

@@ -27,8 +27,10 @@ __all__ = ["EPS", "Conditioning", "in_doubt", "not_solved", "ratio", "singular"]
 
 EPS = float(np.finfo(np.float64).eps)
 
-# A free bound may miss the condition number by this factor before the verdict is in danger.
+# A free bound may miss the condition number by this factor before the verdict is in danger. To
+# measure how a defect is magnified takes one solve with a factor that is there, or a loose one.
 _SLACK = 1e5
+_SLACK_MEASURED = 1e8
 
 
 class Conditioning(NamedTuple):
@@ -60,9 +62,18 @@ def ratio(numerator: float, denominator: float) -> float:
     return 0.0 if numerator == 0 else math.inf
 
 
-def in_doubt(policy: Policy, bound: float, eta: float) -> bool:
-    """Tell whether the condition number must be estimated: the free bound does not settle it."""
-    return policy.verdict == "full" or not _SLACK * bound * eta <= policy.gradient_tol
+def in_doubt(policy: Policy, bound: float, eta: float, *, measured: bool = False) -> bool:
+    """Tell whether the free bound does not settle it.
+
+    Args:
+        policy: What is asked for.
+        bound: The free bound of the condition number.
+        eta: The backward error.
+        measured: Whether the magnification of a defect would be measured, and not the condition
+            number estimated.
+    """
+    slack = _SLACK_MEASURED if measured else _SLACK
+    return policy.verdict == "full" or not slack * bound * eta <= policy.gradient_tol
 
 
 def not_solved(eta: float, linear_residual: float) -> bool:

@@ -73,7 +73,7 @@ class Layout:
         return matrix
 
     def equilibration(self, values: np.ndarray) -> np.ndarray:
-        """Return e such that in `diag(e) K diag(e)` the largest entry of each row, and of P, is one.
+        """Return e such that in `diag(e) K diag(e)` the largest entry of each row, and of P, is 1.
 
         As far as can be: to multiply the objective by a number should change nothing but e.
 
