@@ -58,7 +58,9 @@ def attach(solver: Solver, x: Any, params: Any, **policy: Any) -> Any:
     vector = vector.astype(problem.unknown.dtype)
     given = Tree.of((jax.ShapeDtypeStruct(vector.shape, vector.dtype), tree.abstract()))
     audit = Problem(
-        FlatResidual(_Given(solver, problem.unknown), given, problem.unknown),
+        FlatResidual(
+            _Given(solver, problem.unknown), given, problem.unknown, problem.F.surroundings
+        ),
         Linearization(Dense(problem.unknown.size)),  # never solved with
         problem.linear,
         problem.policy,

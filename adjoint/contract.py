@@ -101,6 +101,12 @@ class Solver:
         """
         raise NotImplementedError
 
+    @property
+    def traced(self) -> tuple[Any, ...]:
+        """The functions that JAX traces and that may read what changes: see `surroundings`."""
+        functions = type(self).residual, type(self).jacobian
+        return tuple(f for f in functions if not str(f.__module__).startswith("backsolve."))
+
     def pattern(self, params: Any) -> Any:
         """Return where ∂F/∂x has entries, as a `CSR` or SciPy matrix; None to have it detected."""
         del params

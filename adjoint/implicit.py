@@ -53,6 +53,11 @@ class ImplicitSolver(Solver):
         """What the linearised systems are given as."""
         return Capabilities(jacobian=self.form)
 
+    @property
+    def traced(self):
+        """F."""
+        return (self.F,)
+
     def residual(self, x, params):
         """Return F(x, *args)."""
         return self.F(x, *params)

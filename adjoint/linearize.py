@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .operators import Dense, MatrixFree, Operator, Sparse
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
 from .status import InputError, SolverNotFound
+from .surroundings import surroundings
 from .trees import Tree
 
 __all__ = [
@@ -41,11 +42,21 @@ FORMS = {"auto": "auto", "dense": "dense", "sparse": "csr", "matrix-free": "matr
 
 @dataclass(frozen=True)
 class FlatResidual:
-    """F as a function of a vector x and the leaves of θ; equal residuals hash equal."""
+    """F as a function of a vector x and the leaves of θ; equal residuals hash equal.
+
+    Attributes:
+        surroundings: What F reads apart from its arguments.
+    """
 
     solver: Solver
     params: Tree
     unknown: Tree
+    surroundings: tuple[Hashable, ...] = ()
+
+    @classmethod
+    def of(cls, solver: Solver, params: Tree, unknown: Tree) -> FlatResidual:
+        """Return that of a solver as it is now."""
+        return cls(solver, params, unknown, surroundings(*solver.traced))
 
     def __call__(self, x: Any, params: Sequence[Any]) -> jax.Array:
         """Return F(x, θ) as a vector."""

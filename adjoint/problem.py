@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from .operators import Dense, MatrixFree, Operator, Sparse
 from .policy import Policy
 from .registry import get_solver, require
 from .status import InputError
+from .surroundings import surroundings
 from .trees import Tree
 
 __all__ = ["Problem", "make_problem", "raised", "residual_on_host"]
@@ -133,13 +134,17 @@ def _nested_residual(problem: Problem) -> NestedFunction:
     return NestedFunction(lambda x, *params: problem.F(x, params))
 
 
-@functools.lru_cache(maxsize=1024)
 def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
-    """Return the problem, made once for equal arguments.
+    """Return the problem, made once for equal arguments and equal surroundings.
 
     Raises:
         InputError: If the declared shapes do not fit together.
     """
+    return _made(solver, params, policy, surroundings(*solver.traced))
+
+
+@functools.lru_cache(maxsize=1024)
+def _made(solver: Solver, params: Tree, policy: Policy, around: tuple[Hashable, ...]) -> Problem:
     if isinstance(solver, LinearSolver):
         matrix, b = params.abstract()
         operator = solver.operator(matrix)
@@ -148,7 +153,7 @@ def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
         if b.shape != (operator.n,):
             raise InputError(f"b has shape {b.shape}, but A has {operator.n} rows: they must agree")
     unknown = _unknown(solver, params)
-    F = FlatResidual(solver, params, unknown)
+    F = FlatResidual(solver, params, unknown, around)
     if isinstance(solver, LinearSolver):
         linearization = Linearization(operator)
     else:

@@ -66,6 +66,11 @@ class SNES(Solver):
         """The Jacobian's form; SNES stops at 1e-8 of the first residual by default."""
         return Capabilities(jacobian=self.form, tolerance=1e-6)
 
+    @property
+    def traced(self):
+        """F."""
+        return (self.F,)
+
     def residual(self, x, params):
         """Return F(x, θ)."""
         θ, _ = params
@@ -101,7 +106,7 @@ class SNES(Solver):
     def flat(self, params):
         """Return the residual for params like these."""
         _, tree = as_leaves(params)
-        return FlatResidual(self, tree, Tree.of(self.abstract_eval(tree.abstract())))
+        return FlatResidual.of(self, tree, Tree.of(self.abstract_eval(tree.abstract())))
 
     def system(self, flat):
         """Return F and its Jacobian, for use inside a callback."""
