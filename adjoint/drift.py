@@ -22,10 +22,11 @@ from .verdict import EPS, ratio
 
 __all__ = ["Nearby", "drift", "nearby"]
 
-# The residual of x̂, and its backward error, up to which F is too close to rounding to tell ρ; and
-# what rounding is.
+# The residual of x̂, and its backward error, up to which F is too close to rounding to tell ρ; what
+# rounding is; and the share of its change that F has at most a tenth of the way.
 _CONVERGED = 1e-12
 _ROUNDING = 16 * EPS
+_SOON = 0.35
 
 
 class Nearby:
@@ -79,7 +80,7 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> f
     rho = ratio(change, frobenius_norm(F))
     if rho <= _ROUNDING / eta:
         return 0.0
-    # A tenth of the way, curvature has done a hundredth of that, and a kink a tenth at most. What
-    # has done more is the rounding in F, where large terms cancel.
+    # A tenth of the way, curvature has done a hundredth of that, a kink a tenth at most, a square
+    # root behind it a third. What has done more is the rounding in F, where large terms cancel.
     early = frobenius_norm(near.F(0.1 * d) - (0.9 * F + 0.1 * left))
-    return 0.0 if early > 0.11 * change else 2.0 * rho
+    return 0.0 if early > _SOON * change else 2.0 * rho

@@ -180,12 +180,16 @@ def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, 
         def product(v):
             return jax.jvp(lambda x: F(x, leaves), (x,), (v,))[1]
 
-        values = colouring.values(product, x.dtype)
-        return CSR.of(values, colouring.pattern) @ z, product(z)
+        values, pattern = colouring.values(product, x.dtype), colouring.pattern
+        terms = CSR.of(jnp.abs(values), pattern) @ jnp.abs(z)
+        return CSR.of(values, pattern) @ z, product(z), terms
 
-    got, truth = NestedFunction(products).in_fresh_thread(x, z, *leaves)
-    scale = np.abs(truth).max(initial=0.0)
-    wrong = np.flatnonzero(np.abs(got - truth) > 1e-6 * scale)  # none, if they are not finite
+    got, truth, terms = NestedFunction(products).in_fresh_thread(x, z, *leaves)
+    # Each row by its own size: that of its terms, or of what it should be. Rows in other units have
+    # nothing to do with it but for the rounding of what they share.
+    largest = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
+    size = np.maximum(np.maximum(terms, np.abs(truth)), 1e-7 * largest)
+    wrong = np.flatnonzero(np.abs(got - truth) > 1e-6 * size)  # none, if they are not finite
     if wrong.size:
         raise InputError(
             f"pattern misses entries of the Jacobian in {wrong.size} rows, first in row {wrong[0]}"

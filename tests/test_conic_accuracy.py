@@ -139,6 +139,25 @@ def test_every_form_of_the_system_solves_with_the_jacobian_and_its_transpose(nam
         assert error <= 1e-13 * np.linalg.cond(dense) + 1e-9 * (form is Iterative)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e4, 1e5])
+def test_the_unit_of_the_objective_does_not_matter(unit):
+    # The projection onto a second-order cone is x = ½ (t + ‖v‖) (1, v / ‖v‖).
+    a, w = jnp.asarray([0.3, -1.93, -3.02, 1.15]), jnp.arange(1.0, 5)
+
+    def projected(a):
+        data = {"P": unit * np.eye(4), "A": -np.eye(4), "b": np.zeros(4), "c": -unit * a}
+        return w @ backsolve.scs.solve(data, {"q": [4]}).x
+
+    def exact(a):
+        length = jnp.linalg.norm(a[1:])
+        return 0.5 * (a[0] + length) * (w[0] + w[1:] @ a[1:] / length)
+
+    with backsolve.record() as log:
+        found = jax.grad(projected)(a)
+    np.testing.assert_allclose(found, jax.grad(exact)(a), rtol=1e-7)
+    assert log.trusted
+
+
 @pytest.mark.parametrize("form", [Extended, Condensed, Iterative])
 @pytest.mark.parametrize("columns", [[1, 2, 3], [0, 2, 5]])
 def test_rows_of_a_semidefinite_cone_may_read_some_columns_only(columns, form):

@@ -211,6 +211,17 @@ def test_a_given_pattern_is_used():
         jax.grad(loss)(B)
 
 
+def test_an_entry_that_is_missing_shows_beside_rows_in_other_units():
+    sizes = jnp.asarray([1e8, 1, 1, 1e-6])
+
+    def F(x, b):
+        return sizes * (2 * x + jnp.asarray([0, 0.7, 0, 0]) * jnp.roll(x, -1) - b)
+
+    f = implicit(lambda b: b / 2, F, like=jnp.zeros(4), pattern=sp.eye_array(4).tocsr())
+    with pytest.raises(InputError, match=r"pattern misses entries .* 1 rows, first in row 1"):
+        jax.grad(lambda b: f(b).sum())(jnp.zeros(4))
+
+
 def test_a_pattern_with_more_entries_than_the_jacobian_does_no_harm():
     f = implicit(newton, residual, like=B, pattern=sp.csr_array(np.ones((N, N))))
     assert_right(f)

@@ -16,7 +16,7 @@ from quadratic_programs import CLASSES
 from quadratic_reference import central_difference, derivatives, tight
 
 import backsolve
-from backsolve import CSR, osqp
+from backsolve import CSR, clarabel, osqp
 
 TOLERANCE = 1e-6
 
@@ -117,6 +117,31 @@ def test_units_do_not_matter(name, units):
     error, trusted, _, said = compared(name, 10, 1, **units)
     assert trusted, said
     assert error <= 1e-5
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1e-9, 1e-8, 1e-7, 1e6])
+@pytest.mark.parametrize("solve", [osqp.solve, clarabel.solve])
+def test_the_unit_of_the_objective_does_not_matter(solve, unit):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        M, A = rng.standard_normal((4, 4)), rng.standard_normal((2, 4))
+        P, q, b = M @ M.T + 0.5 * np.eye(4), rng.standard_normal(4), rng.standard_normal(2)
+        steps = rng.standard_normal(A.shape), rng.standard_normal(b.shape)
+        weights = rng.standard_normal(4), rng.standard_normal(2)
+
+        def derivatives_at(o, P=P, q=q, A=A, b=b, steps=steps, weights=weights):
+            def solution(A, b):
+                found = solve(o * P, o * q, A, b, b)
+                return found.x, found.y / o
+
+            slopes = jax.jvp(solution, (A, b), steps)[1]
+            return *slopes, *jax.vjp(solution, A, b)[1](weights)
+
+        with backsolve.record() as log:
+            found = derivatives_at(unit)
+        for ours, theirs in zip(found, derivatives_at(1.0), strict=True):
+            assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+        assert log.trusted
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -419,6 +419,21 @@ def test_the_error_estimate_is_above_the_error():
 # Records and logs
 
 
+@pytest.mark.parametrize("θ", [1e-2, 1e-4, 1e-6])
+def test_a_square_root_that_begins_beyond_the_solution_is_seen(θ):
+    # As flow through a valve: the computed x̂ is where it is closed, the root where it is open.
+    def F(x, θ):
+        opened = jnp.sqrt(jnp.where(x[0] > 0, x[0], 1.0))
+        return jnp.stack([x[0] + 1e-3 * jnp.where(x[0] > 0, opened, 0.0) - θ, x[1] - 1.0])
+
+    solve = implicit(lambda θ: np.array([-1e-9, 1.0]), residual=F, like=jnp.zeros(2))
+    with record() as log, pytest.warns(UntrustedGradientWarning):
+        slope = jax.grad(lambda θ: solve(θ)[0])(θ)
+    root = ((np.sqrt(1e-6 + 4 * θ) - 1e-3) / 2) ** 2
+    assert abs(slope * (1 + 5e-4 / np.sqrt(root)) - 1) > 1e-3
+    assert not log.trusted
+
+
 def test_a_failed_solve_leaves_its_status():
     with record() as log, pytest.raises(SolverError):
         lapack.solve(np.zeros((N, N)), B)
