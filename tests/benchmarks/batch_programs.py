@@ -4,7 +4,6 @@ A method takes `Programs` and returns a function of the rows q that solves all o
 from nothing, and returns the derivatives of Σ gᵀx in each q.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -19,13 +18,6 @@ import backsolve
 from backsolve.wrappers.quadratic.interface import solve_program
 
 __all__ = ["METHODS", "Programs"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Serial(backsolve.osqp.OSQP):
-    """OSQP that solves the lanes of a batch one after the other."""
-
-    capabilities = dataclasses.replace(backsolve.osqp.OSQP.capabilities, parallel=False)
 
 
 class Programs:
@@ -57,7 +49,7 @@ class Programs:
         )
 
 
-def ours(programs, solver, how):
+def ours(programs, how):
     """Ours, jitted, differentiated in all of P, q, A, l and u, by `vmap` or a loop over one."""
     P, _, A, l, u = programs.program
     patterns = [backsolve.CSR(M.data, M.indices, M.indptr, M.shape).pattern for M in (P, A)]
@@ -66,7 +58,7 @@ def ours(programs, solver, how):
         P, A = (
             backsolve.CSR.of(data, pattern) for data, pattern in zip((P, A), patterns, strict=True)
         )
-        return programs.g @ solve_program(solver, P, q, A, l, u, None, {}).x
+        return programs.g @ solve_program(backsolve.osqp.OSQP(), P, q, A, l, u, None, {}).x
 
     gradient = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
     P, A, l, u = map(jnp.asarray, (P.data, A.data, l, u))
@@ -99,15 +91,10 @@ def alone(programs, make):
     return each
 
 
-OSQP = backsolve.osqp.OSQP()
 METHODS = [
     *(
-        Peer(f"backsolve.osqp, {name}", "backsolve", partial(ours, solver=s, how=how), ours=True)
-        for name, s, how in (
-            ("vmap", OSQP, "vmap"),
-            ("vmap, serial", Serial(), "vmap"),
-            ("loop", OSQP, "loop"),
-        )
+        Peer(f"backsolve.osqp, {how}", "backsolve", partial(ours, how=how), ours=True)
+        for how in ("vmap", "loop")
     ),
     *(
         Peer(f"{name}, vmap", package, partial(lanes, make=partial(make, lanes=True)), dense=True)
