@@ -138,9 +138,24 @@ def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
     """Return the problem, made once for equal arguments and equal surroundings.
 
     Raises:
-        InputError: If the declared shapes do not fit together.
+        InputError: If the declared shapes do not fit together, or the solver cannot be hashed.
     """
-    return _made(solver, params, policy, surroundings(*solver.traced))
+    try:
+        return _made(solver, params, policy, surroundings(*solver.traced))
+    except TypeError:
+        _check_hashable(solver)
+        raise
+
+
+def _check_hashable(solver: Solver) -> None:
+    try:
+        hash(solver)
+    except TypeError as error:
+        raise InputError(
+            f"what {type(solver).__name__} consists of must be hashable, since what is compiled "
+            f"for it is found again by that ({error}): give a function, a frozen dataclass with "
+            "such fields, or a class that does not define __eq__"
+        ) from error
 
 
 @functools.lru_cache(maxsize=1024)

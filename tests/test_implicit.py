@@ -1,5 +1,7 @@
 """implicit: a function around any library, differentiated by the residual of its answer."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +222,41 @@ def test_an_entry_that_is_missing_shows_beside_rows_in_other_units():
     f = implicit(lambda b: b / 2, F, like=jnp.zeros(4), pattern=sp.eye_array(4).tocsr())
     with pytest.raises(InputError, match=r"pattern misses entries .* 1 rows, first in row 1"):
         jax.grad(lambda b: f(b).sum())(jnp.zeros(4))
+
+
+def test_a_pattern_that_cannot_be_detected_is_asked_for():
+    def F(x, b):
+        return 3 * x + jnp.real(jnp.fft.ifft(jnp.fft.fft(x))) - b
+
+    def gradient(**options):
+        f = implicit(lambda b: b / 4, F, like=jnp.zeros(600), **options)
+        return jax.grad(lambda b: f(b).sum())(jnp.ones(600))
+
+    with pytest.raises(InputError, match=r"600 unknowns cannot be detected.*fft.*matrix-free"):
+        gradient()
+    np.testing.assert_allclose(gradient(jacobian="matrix-free"), 0.25, rtol=1e-9)
+
+
+def test_what_is_wrong_with_a_residual_is_said_before_its_pattern_is_looked_for():
+    f = implicit(lambda b: b, lambda x, b: x @ b.no_such, like=jnp.zeros(600))
+    with pytest.raises(AttributeError, match="no_such"):
+        jax.grad(lambda b: f(b).sum())(jnp.ones(600))
+
+
+def test_a_residual_that_cannot_be_hashed_is_refused():
+    @dataclass
+    class Unhashable:
+        k: float
+
+        def __call__(self, x, b):
+            return self.k * x - b
+
+    for way in (
+        lambda F: implicit(lambda b: b / 2, F, like=jnp.zeros(2))(jnp.ones(2)),
+        lambda F: backsolve.custom_root(F)(lambda x, b: b / 2)(jnp.zeros(2), jnp.ones(2)),
+    ):
+        with pytest.raises(InputError, match=r"must be hashable.*frozen dataclass"):
+            way(Unhashable(2.0))
 
 
 def test_a_pattern_with_more_entries_than_the_jacobian_does_no_harm():

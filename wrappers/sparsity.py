@@ -14,6 +14,7 @@ import numpy as np
 
 from backsolve.adjoint.registry import register, require
 from backsolve.adjoint.sparse import Pattern, as_csr
+from backsolve.adjoint.status import InputError
 
 __all__ = ["Sparsity"]
 
@@ -24,11 +25,25 @@ class Sparsity:
 
     @staticmethod
     def detect(F: Callable, x: Any, params: Sequence[Any]) -> Pattern:
-        """Return the pattern of ∂F/∂x for vectors shaped like x, and leaves like params."""
+        """Return the pattern of ∂F/∂x for vectors shaped like x, and leaves like params.
+
+        Raises:
+            InputError: If it cannot be found.
+        """
+        jax.eval_shape(F, x, params)  # what is wrong with F itself comes as it is
+        n = x.size
         x, *params = (np.zeros(s.shape, s.dtype) for s in (x, *params))  # values are ignored
         asdex = require("asdex")
-        with jax.ensure_compile_time_eval():
-            found = asdex.jacobian_sparsity(lambda x, params: F(x, params), x, params)
+        try:
+            with jax.ensure_compile_time_eval():
+                found = asdex.jacobian_sparsity(lambda x, params: F(x, params), x, params)
+        except Exception as error:  # of any type, for operations that it does not know
+            said = f"{error}".strip().split("\n")[0]
+            raise InputError(
+                f"the sparsity of the Jacobian of {n} unknowns cannot be detected, as asdex does "
+                f"not understand the residual ({said}): give pattern=, or jacobian='matrix-free' "
+                "or 'dense'"
+            ) from error
         sparse = require("scipy.sparse")
         ones = np.ones(len(found.rows))
         return as_csr(sparse.coo_array((ones, (found.rows, found.cols)), shape=found.shape)).pattern
