@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backsolve.adjoint.norms import frobenius_norm
+from backsolve.adjoint.verdict import ratio
 
 __all__ = ["CONSISTENT", "ROUNDED", "Found", "Refined"]
 
@@ -74,9 +75,9 @@ class Refined:
         """
         v = np.zeros_like(r) if start is None else start
         defect = r if start is None else r - self.product(v)
-        sizes = self._sizes(defect)
+        sizes, whole = self._sizes(defect), self._sizes(r)
         for _ in range(_ROUNDS):
-            found = self._found(v, sizes, r)
+            found = self._found(v, sizes, whole)
             if found.backward <= _ENOUGH or found.left <= enough:
                 return found
             step = solve(defect)
@@ -84,25 +85,28 @@ class Refined:
                 return found
             w = v + step
             after = r - self.product(w)
-            before, sizes_after = sizes, self._sizes(after)
+            (scaled, plain), (next_scaled, next_plain) = sizes, self._sizes(after)
             # Slow progress is that of a nearly singular K, and comes to its end all the same.
-            gained = any(b < 0.9 * a for a, b in zip(before, sizes_after, strict=True))
-            if gained or all(b <= a for a, b in zip(before, sizes_after, strict=True)):
-                v, defect, sizes = w, after, sizes_after
+            gained = next_scaled < 0.9 * scaled or next_plain < 0.9 * plain
+            if gained or (next_scaled <= scaled and next_plain <= plain):
+                v, defect, sizes = w, after, (next_scaled, next_plain)
             if not gained:
                 break
-        return self._found(v, sizes, r)
+        return self._found(v, sizes, whole)
 
     def _sizes(self, defect: np.ndarray) -> tuple[float, float]:
         """Return the size equilibrated, and as it is."""
         return frobenius_norm(self.sides * defect), frobenius_norm(defect)
 
-    def _found(self, v: np.ndarray, sizes: tuple[float, float], r: np.ndarray) -> Found:
-        whole = self._sizes(r)
+    def _found(
+        self, v: np.ndarray, sizes: tuple[float, float], whole: tuple[float, float]
+    ) -> Found:
         terms = (
             self.equilibrated_norm * frobenius_norm(v / self.sides) + whole[0],
             self.norm * frobenius_norm(v) + whole[1],
         )
-        backward = [a / b if b else a for a, b in zip(sizes, terms, strict=True)]
-        left = [a / b if b else a for a, b in zip(sizes, whole, strict=True)]
-        return Found(v, max(left) if backward[1] > _VISIBLE else left[0], max(backward))
+        backward = ratio(sizes[0], terms[0]), ratio(sizes[1], terms[1])
+        left = ratio(sizes[0], whole[0])
+        if backward[1] > _VISIBLE:
+            left = max(left, ratio(sizes[1], whole[1]))
+        return Found(v, left, max(backward))
