@@ -29,6 +29,10 @@ from .verdict import EPS, ratio
 __all__ = ["batch_shape", "issue", "judge", "linear_solve", "solve"]
 
 
+# A margin is relative to its own terms, the error of a solution to the whole of it.
+_BESIDE = 10.0
+
+
 def batch_shape(problem: Problem, params: Sequence[Any]) -> tuple[int, ...]:
     """Return the batch axes of the leaves of θ, which come before their own."""
     cores = problem.params.shapes
@@ -277,7 +281,7 @@ def _kink_within(system: System, eta: float) -> str:
     """Return the doubt that the solution may be on the other side of the nearest kink, or none."""
     margin = system.solution.stats.get("margin")
     error = None if margin is None else system.error_of_point(eta)
-    if error is None or not margin <= error:  # type: ignore[operator]
+    if error is None or not margin <= _BESIDE * error:  # type: ignore[operator]
         return ""
     return f"a kink is nearer (margin {margin:.1e}) than the solution is known ({error:.1e})"
 

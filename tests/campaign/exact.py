@@ -114,7 +114,7 @@ def _ratio(v, places):
 
 def _by_mpmath(A, B):
     found = []
-    for digits in (80, 120) if len(A) <= 80 else ():
+    for digits in (80, 120) if len(A) <= 130 else ():
         try:
             with mpmath.workdps(digits):
                 M = mpmath.matrix(A.tolist())
