@@ -82,6 +82,23 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_results(tmp_path):
     assert status == 1
 
 
+def test_the_families_are_in_the_same_order_in_every_process():
+    code = "from campaign.worker import MODULES, load; print([f.name for f in load(MODULES)])"
+    paths = os.pathsep.join([str(RUN.parent.parent), str(RUN.parent.parent / "support")])
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": paths},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(names) == 1
+
+
 def test_results_are_neither_overwritten_nor_mixed(tmp_path):
     options = (*PLANTED, "--problems", 2)
     campaign(tmp_path, *options)

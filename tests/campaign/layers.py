@@ -295,7 +295,7 @@ SMOOTH = {"entropy", "geometric"}  # everywhere: no kinks to draw
 QUADRATIC = {"soft threshold", "simplex", "vertex"}
 SOLVERS = [(name, None) for name in LAYERS]
 SOLVERS += [(name, "SCS") for name in LAYERS if name not in QUADRATIC]
-SOLVERS += [(name, "CLARABEL") for name in QUADRATIC]
+SOLVERS += [(name, "CLARABEL") for name in LAYERS if name in QUADRATIC]
 
 FAMILIES = tuple(
     Family(
