@@ -21,7 +21,7 @@ from backsolve import (
     root_jvp,
     root_vjp,
 )
-from backsolve.adjoint.problem import make_problem
+from backsolve.adjoint.problem import _made
 
 RNG = np.random.default_rng(31)
 X = RNG.standard_normal((20, 3)) @ np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.2, 0.0, 1.0]])
@@ -88,9 +88,9 @@ def test_another_solver_of_the_same_equation_compiles_no_other_derivative():
         return jax.grad(lambda lam: jnp.sum(custom_root(F)(solver)(None, lam, X, Y)))(LAM)
 
     slope(lambda *θ: ridge(*θ))
-    before = make_problem.cache_info().misses
+    before = _made.cache_info().misses
     np.testing.assert_allclose(slope(lambda *θ: 1.0 * ridge(*θ)), dw_of(LAM).sum(), rtol=1e-10)
-    assert make_problem.cache_info().misses == before
+    assert _made.cache_info().misses == before
 
 
 def test_the_start_has_no_derivative():
