@@ -18,7 +18,6 @@ import numpy as np
 from backsolve.adjoint.buffers import buffers
 from backsolve.adjoint.registry import require
 
-from ..lapack.factors import lapack
 from .program import Program
 from .projection import Projection
 from .square_root import SquareRoot
@@ -54,7 +53,8 @@ class Condensed(SquareRoot):
         for δ in _SHIFTS:
             self._weights(δ)
             H = self._H()
-            factor, info = lapack().dpotrf(H.T, lower=True, clean=False, overwrite_a=True)
+            potrf = require("scipy.linalg.lapack").dpotrf
+            factor, info = potrf(H.T, lower=True, clean=False, overwrite_a=True)
             if info == 0:
                 self._factor = factor
                 break
