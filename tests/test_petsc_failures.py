@@ -321,6 +321,83 @@ def every_failure():
 
 
 # --------------------------------------------------------------------------------------------
+# Chebyshev, which holds a vector of somebody else's when NaN or inf has come up
+
+GROWS = values(np.diag(np.geomspace(1.0, 1e3, N)))
+BOUNDS = ("0.1,1.5", "0.1,2.0", "0.1,3.0")  # it ends in each of the three vectors that it rotates
+
+
+def chebyshev(bounds, prefix=""):
+    given = {"type": "chebyshev", "chebyshev_eigenvalues": bounds, "max_it": 10_000, "divtol": 1e300}
+    return {f"{prefix}ksp_{key}": value for key, value in given.items()}
+
+
+def statuses_of_chebyshev():
+    inner = {"bjacobi": "sub_", "asm": "sub_", "ksp": "ksp_"}
+    kinds = [chebyshev(bounds) | {"pc_type": "none"} for bounds in BOUNDS]
+    for pc, prefix in inner.items():
+        kinds += [
+            {"pc_type": pc, f"{prefix}pc_type": "none", **chebyshev(bounds, prefix)}
+            for bounds in BOUNDS
+        ]
+    found = []
+    for options in kinds:
+        for data, adjoint in [(GROWS, {}), (GROWS, {}), (GOOD, {"ksp_max_it": 5})]:
+            try:
+                petsc.ksp(CSR.of(data, PATTERN), B, options, adjoint_options=adjoint)
+            except SolverError as error:
+                found.append(error.status.name)
+    return found
+
+
+def statuses_of_newton_by_chebyshev():
+    def residual(x, θ):
+        return θ * x - 1.0
+
+    found = []
+    for bounds in BOUNDS * 2:
+        options = {"snes_type": "newtonls", "pc_type": "none", **chebyshev(bounds)}
+        try:
+            petsc.snes(residual, np.zeros(N), np.geomspace(1.0, 1e3, N), options)
+        except SolverError as error:
+            found.append(error.status.name)
+    return found
+
+
+def statuses_of_a_users_chebyshev():
+    from petsc4py import PETSc
+
+    found = []
+    for i, bounds in enumerate(BOUNDS):
+        given, prefix = PETSc.Options(), f"users_{i}_"
+        for key, value in (chebyshev(bounds) | {"pc_type": "none"}).items():
+            given[prefix + key] = value
+        matrix = PETSc.Mat().createAIJ((N, N), csr=(PATTERN.indptr, PATTERN.indices, GROWS))
+        mine = PETSc.KSP().create()
+        mine.setOptionsPrefix(prefix)
+        mine.setOperators(matrix)
+        mine.setFromOptions()
+        f = petsc.from_ksp(mine)
+        for _ in range(3):
+            try:
+                f(f.data, B)
+            except SolverError as error:
+                found.append(error.status.name)
+        mine.destroy()
+    return found
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [statuses_of_chebyshev, statuses_of_newton_by_chebyshev, statuses_of_a_users_chebyshev],
+)
+def test_chebyshev_that_meets_inf_can_be_used_again_and_destroyed(attempts, to_the_end):
+    found = to_the_end(attempts)
+    assert len(found) >= 6
+    assert set(found) <= {"NONFINITE_OUTPUT", "SINGULAR", "BREAKDOWN", "DIVERGED"}
+
+
+# --------------------------------------------------------------------------------------------
 # Reasons in words
 
 

@@ -16,6 +16,7 @@ from backsolve.adjoint.jax_compat import NestedFunction
 from backsolve.adjoint.linearize import FlatResidual, choose_linearization
 from backsolve.adjoint.status import SolverError, Status
 
+from .chebyshev import restore
 from .matrices import create, replace
 from .options import Database, as_options
 from .owner import Owner
@@ -111,6 +112,8 @@ class Newton(Owner):
                 "petsc.snes: the residual raised an error on another rank", Status.UNKNOWN
             )
         status, message = snes_ended(self._PETSc, self._snes)
+        if status is not Status.SUCCESS:
+            restore(self._PETSc, self._snes.getKSP(), self._snes.getSolutionUpdate())
         status = Status(int(self._system.group.largest(np.array([int(status)]))[0]))
         vector = np.concatenate([self._x.getArray(readonly=True), *token])
         x = unknown.unpack(vector)

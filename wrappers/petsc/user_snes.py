@@ -21,6 +21,7 @@ from backsolve.adjoint.status import InputError, Status
 from backsolve.adjoint.trees import Tree
 from backsolve.adjoint.verdict import ratio
 
+from .chebyshev import restore
 from .existing_ksp import UserWorkspace
 from .ksp import KSP
 from .library import entered
@@ -129,6 +130,8 @@ class Handle(Owner):
         with self.orderly():
             self.snes.solve(None, self._x)
         status, message = snes_ended(self.PETSc, self.snes)
+        if status is not Status.SUCCESS:
+            restore(self.PETSc, self.snes.getKSP(), self.snes.getSolutionUpdate())
         stats = {"iterations": self.snes.getIterationNumber()}
         x = np.array(self._x.getArray(readonly=True))
         return Solution(x, status, stats, message=message)

@@ -17,6 +17,7 @@ import numpy as np
 from backsolve.adjoint.group import ALONE, Group
 from backsolve.adjoint.status import Status
 
+from .chebyshev import restore
 from .matrices import create, group_of, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
 from .owner import Owner
@@ -156,7 +157,10 @@ class Workspace(Owner):
         finally:
             _stop(ksp, self.tolerances)
             ksp.setInitialGuessNonzero(guessed)
-        return Ended(None, *ksp_ended(self.PETSc, ksp), ksp.getIterationNumber())
+        status, message = ksp_ended(self.PETSc, ksp)
+        if status is not Status.SUCCESS:
+            restore(self.PETSc, ksp, self._x)
+        return Ended(None, status, message, ksp.getIterationNumber())
 
     def solve_columns(self, B: np.ndarray, tolerances: Tolerances, *, transposed: bool) -> Ended:
         """Solve for the columns of B; at once, where the package gains by it."""
