@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
-from .drift import drift, nearby
+from .drift import Drift, drift, nearby
 from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
@@ -245,7 +245,7 @@ def judge(
 ) -> None:
     """Account for the columns of a linear solve; those that may not be handed out become NaN."""
     tally.system(system.conditioning, system.solution, system.reuse)
-    drifts: dict[bytes, float] = {}
+    drifts: dict[bytes, Drift] = {}
     for j, lane in enumerate(lanes):
         λ = system.value[:, j]
         relative = Ticket.residual(tags[j])
@@ -263,7 +263,8 @@ def judge(
             point = tags[j].tobytes()
             if point not in drifts:
                 drifts[point] = drift(problem, system, tags[j], eta)
-            error += drifts[point]
+            far = drifts[point]
+            error = max(error, system.error(j) + far.point) + far.curvature  # type: ignore[operator]
         keep = tally.lane(
             lane,
             ended,

@@ -5,7 +5,7 @@ Of a system `J v = r` (or `Jᵀ v = r`) with computed v, at a point x̂ with res
     η_linear  = ‖J v − r‖ / (‖J‖ ‖v‖)           backward error of v (Rigal and Gaches, 1967)
     η_primal  = ‖F(x̂, θ)‖ / (‖J‖ scale(x̂))      backward error of x̂
     κ̂         ≥ ‖J‖ ‖v‖ / ‖r‖                   free lower bound, also from one random r
-    error_estimate = κ̂ (η_primal + η_linear) + 2ρ     ρ: see `drift`
+    error_estimate = κ̂ (η_primal + η_linear) + 2ρ     ρ, and what else is known: see `drift`
 
 The norm of J is Frobenius', that of vectors Euclid's. Where the free bound leaves doubt, κ̂ is
 estimated in the 1-norm; with an iterative solver, each η has a magnification of its own instead,

@@ -328,7 +328,12 @@ BOUNDS = ("0.1,1.5", "0.1,2.0", "0.1,3.0")  # it ends in each of the three vecto
 
 
 def chebyshev(bounds, prefix=""):
-    given = {"type": "chebyshev", "chebyshev_eigenvalues": bounds, "max_it": 10_000, "divtol": 1e300}
+    given = {
+        "type": "chebyshev",
+        "chebyshev_eigenvalues": bounds,
+        "max_it": 10_000,
+        "divtol": 1e300,
+    }
     return {f"{prefix}ksp_{key}": value for key, value in given.items()}
 
 

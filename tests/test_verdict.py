@@ -434,6 +434,42 @@ def test_a_square_root_that_begins_beyond_the_solution_is_seen(θ):
     assert not log.trusted
 
 
+@pytest.mark.parametrize("off", [1e-9, 1e-8, 1e-6])
+def test_a_parameter_whose_part_in_the_residual_nearly_vanishes_is_seen(off):
+    # A penalty on the distance from a reference, which the solution is close to.
+    reference = np.arange(1.0, N + 1)
+    y = A @ (reference + 1e-5 * RNG.standard_normal(N))
+
+    def solved(level, y):
+        return np.linalg.solve(A + level * np.eye(N), y + level * reference) * (1 + off)
+
+    def F(x, level, y):
+        return A @ x - y + level * (x - reference)
+
+    solve = implicit(solved, residual=F, like=np.zeros(N))
+    at_solution = implicit(lambda *θ: solved(*θ) / (1 + off), residual=F, like=np.zeros(N))
+    slope, log = records(jax.jacrev(lambda level: solve(level, y)), 0.3)
+    true, log_at_solution = records(jax.jacrev(lambda level: at_solution(level, y)), 0.3)
+    assert np.linalg.norm(slope - true) > 1e-4 * np.linalg.norm(true)
+    assert not log.trusted and log_at_solution.trusted
+
+
+def test_a_solution_that_is_off_along_the_smallest_singular_vector_is_judged_by_that():
+    n, off = 200, 3e-4
+    U, V = (np.linalg.qr(RNG.standard_normal((n, n)))[0] for _ in range(2))
+    values = np.ones(n)
+    values[-1] = 1e-4  # one direction of two hundred: a random right-hand side has little of it
+    matrix, x = U @ np.diag(values) @ V, V[:-1].T @ RNG.standard_normal(n - 1)
+
+    def solved(A, b):
+        return np.linalg.solve(A, b) + off * np.linalg.norm(x) * V[-1]
+
+    solve = implicit(solved, residual=lambda x, A, b: A @ x - b, like=np.zeros(n))
+    x_bar = V[:-1].T @ RNG.standard_normal(n - 1)
+    _, log = records(jax.grad(lambda A: x_bar @ solve(A, matrix @ x)), matrix)
+    assert 0.9 * off < log[-1].error_estimate and not log.trusted
+
+
 def test_a_failed_solve_leaves_its_status():
     with record() as log, pytest.raises(SolverError):
         lapack.solve(np.zeros((N, N)), B)

@@ -8,7 +8,9 @@ M z = (y, c), z = (r, w, ν), and M u = (0, x̄, 0), u = (p, q, t):
 
     ȳ = p        X̄ = −(p wᵀ + r qᵀ)        and of what is in c and M by the same rule
 
-Errors are relative to the norm of each part, or to 1e-6 of what that would be if it were not small.
+Errors are relative to the norm of each part, or to 1e-6 of ‖u‖ ‖∂F/∂θ‖ if it is smaller than that,
+since its terms cancel. Where a solver has stopped early, they are relative to ‖u‖ ‖∂F/∂θ‖, as those
+of `nonlinear` are: its error is that of the terms, however much they cancel.
 """
 
 import functools
@@ -209,7 +211,10 @@ def draw(name, stopped, rng):
     found, verdict, log = gradient(_scaled(name), params, bar)
     error = np.nan
     if found is not None and all(np.isfinite(part).all() for part in found):
-        floors = [max(float(np.linalg.norm(t)), 1e-6 * s) for t, s in zip(true, sizes, strict=True)]
+        least = 1.0 if stopped else 1e-6
+        floors = [
+            max(float(np.linalg.norm(t)), least * s) for t, s in zip(true, sizes, strict=True)
+        ]
         error = max(map(distance, found[:3], true, floors))
     room = program.margin >= 1e-6 and sigma >= 1e-8
     numbers = {"kind": kind, "off": size, "margin": program.margin, "sigma": sigma}
