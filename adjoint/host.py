@@ -19,6 +19,7 @@ from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
 from .patience import Abandoned, within
 from .problem import Problem, raised, residual_on_host
+from .rounding import rounding
 from .sparse import CSR
 from .status import InputError, Status
 from .store import Entry, Ticket, store
@@ -229,7 +230,12 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
             columns = r[index][..., :n].reshape(len(lanes), n).T
             tags = tickets[index].reshape(-1, Ticket.size)
             system = solve_system(problem, J, columns, tags, transposed=transposed)
-            judge(problem, system, tags, lanes, tally, transposed)
+            rounded = (
+                ()
+                if rhs.dtype == np.float64
+                else rounding(problem, system, columns, rhs.dtype, transposed=transposed)
+            )
+            judge(problem, system, tags, lanes, tally, transposed, rounded)
             own[index] = system.value.T.reshape(own[index].shape)
         tally.close()
     return [v if v.dtype == rhs.dtype else v.astype(rhs.dtype)]
@@ -242,8 +248,19 @@ def judge(
     lanes: Sequence[int],
     tally: Tally,
     transposed: bool,
+    rounded: Sequence[float] = (),
 ) -> None:
-    """Account for the columns of a linear solve; those that may not be handed out become NaN."""
+    """Account for the columns of a linear solve; those that may not be handed out become NaN.
+
+    Args:
+        problem: The problem.
+        system: The solved system.
+        tags: The ticket of each column.
+        lanes: The lane of each column.
+        tally: Where to account.
+        transposed: Whether it was solved with Jᵀ.
+        rounded: The error of each column that is due to single precision, if there was any.
+    """
     tally.system(system.conditioning, system.solution, system.reuse)
     drifts: dict[bytes, Drift] = {}
     for j, lane in enumerate(lanes):
@@ -265,6 +282,8 @@ def judge(
                 drifts[point] = drift(problem, system, tags[j], eta)
             far = drifts[point]
             error = max(error, system.error(j) + far.point) + far.curvature  # type: ignore[operator]
+        if error is not None and rounded:
+            error += rounded[j]
         keep = tally.lane(
             lane,
             ended,

@@ -210,13 +210,14 @@ def by_snes(loose, rng):
 
 
 @functools.cache
-def _implicit(name):
+def _implicit(name, dtype=np.float64):
     F = EQUATIONS[name]
 
     def given(A, b, point):
         return point
 
-    return backsolve.implicit(given, lambda x, A, b, point: F(x, A, b), like=np.zeros(N))
+    like = np.zeros(N, dtype)
+    return backsolve.implicit(given, lambda x, A, b, point: F(x, A, b), like=like)
 
 
 @functools.cache
@@ -241,6 +242,16 @@ def by_one_s_own(make, rng):
     if not np.isfinite(x).all():
         x = np.ones(N)
     return case_of(name, make(name), (A, b), (x,), rng.standard_normal(N))
+
+
+def in_single_precision(rng):
+    name = str(rng.choice(list(EQUATIONS)))
+    A, b, x = (np.float32(a) for a in stopped(rng, name))
+    if not np.isfinite(x).all():
+        x = np.ones_like(x)
+    x_bar = np.float32(rng.standard_normal(N))
+    case = case_of(name, _implicit(name, np.float32), (A, b), (x,), x_bar)
+    return Case(case.verdict, case.error, case.numbers.get("sigma", 0.0) >= 1e-2, case.numbers)
 
 
 def by_root_vjp(rng):
@@ -288,6 +299,7 @@ FAMILIES = (
     Family("snes", "petsc.snes", functools.partial(by_snes, False)),
     Family("snes, loose", "petsc.snes, loose", functools.partial(by_snes, True)),
     Family("implicit", "implicit, roots", functools.partial(by_one_s_own, _implicit)),
+    Family("implicit, single", "implicit, single precision", in_single_precision),
     Family("custom_root", "custom_root", functools.partial(by_one_s_own, _custom_root)),
     Family("root_vjp", "root_vjp", by_root_vjp),
     Family("fixed points", "fixed points", contraction),
