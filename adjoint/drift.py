@@ -1,26 +1,28 @@
 """How far a computed solution x̂ is from the true one, and how the linearisation changes till there.
 
     d = J⁻¹ F(x̂)        F(x̂ − d) = F(x̂) − J d + ½ F″ d d + …        ρ = ‖½ F″ d d‖ / ‖F(x̂)‖
+    δJ = J(x̂ − d) − J   δẋ = −J⁻¹ δJ ẋ,    δλ: see `sight`
     B = ∂F/∂θ           β = max over the leaves of θ of ‖B(x̂ − d) u − B(x̂) u‖ / ‖B(x̂) u‖
 
 A condition number that is bounded from below says little of one vector: d itself is the error of x̂.
-Of J and B that error estimate assumes that they change as much as x. Along d, J changes by the
-factor 1 + 2ρ more, and beyond a kink that lies between x̂ and the solution it is another one, where
-ρ is of order one. B, which may nearly vanish, changes by β; u has random signs, so that ‖B u‖ is
-about ‖B‖. F is evaluated a few times for that, and the factor that serves the derivative serves d.
+Of J and B that error estimate assumes that they change as much as x, and here is what they do more.
+δJ moves a tangent by δẋ, and an adjoint by δλ. Beyond a kink that lies between x̂ and the solution J
+is another one, where ρ is of order one. B, which may nearly vanish, changes by β; u has random
+signs, so that ‖B u‖ is about ‖B‖. F is evaluated a few times for that, and the factor that serves
+the derivative serves d.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from .group import ALONE
 from .norms import frobenius_norm
 from .problem import Problem, residual_on_host
+from .sight import Sight, corrected
 from .store import store
 from .system import System
 from .verdict import EPS, in_doubt, ratio
@@ -33,20 +35,10 @@ _CONVERGED = 1e-12
 _ROUNDING = 16 * EPS
 _SOON = 0.35
 
-# By how much of its size a leaf of θ is moved for B.
+# By how much of its size a leaf of θ is moved for B; the error of x̂ times the condition number, in
+# units of the tolerance, up to which δJ does not matter.
 _MOVE = 1e-4
-
-
-class Drift(NamedTuple):
-    """What the way from x̂ to the solution adds to an error estimate.
-
-    Attributes:
-        point: The error of x̂ itself, ‖d‖ over its scale, or β if that is more.
-        curvature: 2ρ.
-    """
-
-    point: float = 0.0
-    curvature: float = 0.0
+_STRAIGHT = 1e-3
 
 
 class Nearby:
@@ -56,19 +48,22 @@ class Nearby:
         problem: Whose F it is.
         x: x̂, a vector.
         θ: The leaves of θ; they are copied.
+
+    Attributes:
+        x: x̂.
     """
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
-        self._problem, self._x, self._θ = problem, x.copy(), [np.array(leaf) for leaf in θ]
+        self._problem, self.x, self._θ = problem, x.copy(), [np.array(leaf) for leaf in θ]
         self.nbytes = x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return F at x̂ − d, for these θ or the own ones."""
-        return residual_on_host(self._problem, self._x - d, self._θ if θ is None else θ)
+        return residual_on_host(self._problem, self.x - d, self._θ if θ is None else θ)
 
     def moved(self) -> Iterator[list[np.ndarray]]:
         """Return θ with one leaf after the other moved by random signs, infinite bounds aside."""
-        rng = np.random.default_rng(self._x.size)
+        rng = np.random.default_rng(self.x.size)
         for i, leaf in enumerate(self._θ):
             finite = np.isfinite(leaf)
             if leaf.dtype.kind != "f" or not finite.any():
@@ -82,14 +77,104 @@ def nearby(
     problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
 ) -> Nearby | None:
     """Return F near a solution with this relative residual, if the derivative may ask for it."""
-    if relative <= _CONVERGED or problem.group is not ALONE:
+    exact = relative <= _CONVERGED and problem.unknown.dtype == np.float64
+    if exact or problem.group is not ALONE:
         return None
     return Nearby(problem, x, θ)
 
 
+class Drift:
+    """From x̂ to the solution.
+
+    Args:
+        problem: The problem.
+        system: One that was solved with J at x̂.
+        near: F near x̂, None where it is close enough.
+        F: The residual.
+        d: The step.
+        eta: The backward error of x̂.
+
+    Attributes:
+        point: The error of x̂ itself, ‖d‖ over its scale, or β if that is more.
+        rho: ρ.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        system: System,
+        near: Nearby | None,
+        F: np.ndarray,
+        d: np.ndarray,
+        eta: float,
+    ):
+        self._problem, self._entry, self._near, self._F, self._d = problem, system.entry, near, F, d
+        self._length = frobenius_norm(d)
+        relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
+        self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
+        self.rho, self._sight = 0.0, None
+        if near is None:
+            return
+        self._there, self._early = near.F(d), near.F(0.1 * d)
+        self.rho = self._curvature(eta)
+        κ = system.conditioning.value  # type: ignore[union-attr]
+        self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
+        self.point = self._change_in_parameters(self.point)
+
+    def turns(self, v: np.ndarray, length: float, *, transposed: bool) -> float:
+        """Return how much J changes on the way, as a relative error of v."""
+        if self._near is None or self._straight or not length:
+            return 2.0 * self.rho
+        if transposed:
+            if self._sight is None:
+                self._sight = Sight(self._problem, self._entry, self._change)
+            turned = self._sight.length(v)
+        else:
+            δv = corrected(self._problem, self._entry, self._change(v))
+            turned = math.inf if δv is None else frobenius_norm(δv)
+        return max(2.0 * self.rho, turned / length)
+
+    def _change(self, w: np.ndarray) -> np.ndarray:
+        """Return δJ w, by steps that are as long as d; zero where rounding hides it."""
+        assert self._near is not None
+        h = ratio(self._length, frobenius_norm(w))
+        side = self._near.F(-h * w) - self._F
+        change = self._near.F(self._d - h * w) - self._there - side
+        early = self._near.F(0.1 * self._d - h * w) - self._early - side
+        if not frobenius_norm(early) <= _SOON * frobenius_norm(change) < math.inf:
+            return np.zeros_like(w)
+        return change / h if h else np.zeros_like(w)
+
+    def _curvature(self, eta: float) -> float:
+        """Return ρ, or zero where it is not known."""
+        operator, entry = self._problem.operator, self._entry
+        left = self._F - operator.apply(entry.operands, self._d, transposed=False)
+        change = frobenius_norm(self._there - left)
+        rho = ratio(change, frobenius_norm(self._F))
+        if rho <= _ROUNDING / eta:
+            return 0.0
+        # A tenth of the way, curvature has done a hundredth of that, a kink a tenth at most, a
+        # square root behind it a third. What has done more is rounding, where large terms cancel.
+        early = frobenius_norm(self._early - (0.9 * self._F + 0.1 * left))
+        return 0.0 if early > _SOON * change else rho
+
+    def _change_in_parameters(self, β: float) -> float:
+        """Return the change of B, if it is larger than this, and known."""
+        near, d = self._near, self._d
+        assert near is not None
+        for θ in near.moved():
+            Bu = near.F(0.0 * d, θ) - self._F
+            change = near.F(d, θ) - self._there - Bu
+            part = ratio(frobenius_norm(change), frobenius_norm(Bu))
+            if part > β:  # rounding does as much a tenth of the way as at its end
+                early = near.F(0.1 * d, θ) - self._early - Bu
+                β = part if frobenius_norm(early) <= _SOON * frobenius_norm(change) else β
+        return β
+
+
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
-def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> Drift:
-    """Return what is known of the way from x̂ to the solution.
+def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> Drift | None:
+    """Return the way from x̂ to the solution, or None where there is nothing to be learnt of it.
 
     Args:
         problem: The problem.
@@ -100,49 +185,9 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
     near, F, known = store.nearby(ticket), store.residual(ticket), system.conditioning
     near = near if eta > _CONVERGED else None
     if F is None or known is None or problem.group is not ALONE:
-        return Drift()
+        return None
     bounded = known.kind == "bound" and known.primal is None
     if near is None and not (bounded and in_doubt(problem.policy, known.value, eta)):
-        return Drift()
-    entry, operator = system.entry, problem.operator
-    with entry.lock:
-        J = operator.host(entry.operands)
-        d = problem.linear.correct(J, F, entry.state, transposed=False)
-        if d is None:
-            return Drift()
-        left = F - operator.apply(entry.operands, d, transposed=False)
-    relative = ratio(frobenius_norm(d), frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
-    point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-    if near is None:
-        return Drift(point)
-    there = near.F(d)
-    point = _change_in_parameters(near, F, d, there, point)
-    return Drift(point, 2.0 * _curvature(near, F, d, left, there, eta))
-
-
-def _curvature(
-    near: Nearby, F: np.ndarray, d: np.ndarray, left: np.ndarray, there: np.ndarray, eta: float
-) -> float:
-    """Return ρ, or zero where it is not known."""
-    change = frobenius_norm(there - left)
-    rho = ratio(change, frobenius_norm(F))
-    if rho <= _ROUNDING / eta:
-        return 0.0
-    # A tenth of the way, curvature has done a hundredth of that, a kink a tenth at most, a square
-    # root behind it a third. What has done more is the rounding in F, where large terms cancel.
-    early = frobenius_norm(near.F(0.1 * d) - (0.9 * F + 0.1 * left))
-    return 0.0 if early > _SOON * change else rho
-
-
-def _change_in_parameters(
-    near: Nearby, F: np.ndarray, d: np.ndarray, there: np.ndarray, β: float
-) -> float:
-    """Return the change of B, if it is larger than this, and known."""
-    for θ in near.moved():
-        Bu = near.F(0.0 * d, θ) - F
-        change = near.F(d, θ) - there - Bu
-        part = ratio(frobenius_norm(change), frobenius_norm(Bu))
-        if part > β:  # rounding does as much a tenth of the way as at its end
-            early = near.F(0.1 * d, θ) - near.F(0.1 * d) - Bu
-            β = part if frobenius_norm(early) <= _SOON * frobenius_norm(change) else β
-    return β
+        return None
+    d = corrected(problem, system.entry, F)
+    return None if d is None else Drift(problem, system, near, F, d, eta)

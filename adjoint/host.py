@@ -230,11 +230,11 @@ def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> lis
             columns = r[index][..., :n].reshape(len(lanes), n).T
             tags = tickets[index].reshape(-1, Ticket.size)
             system = solve_system(problem, J, columns, tags, transposed=transposed)
-            rounded = (
-                ()
-                if rhs.dtype == np.float64
-                else rounding(problem, system, columns, rhs.dtype, transposed=transposed)
-            )
+            rounded: Sequence[float] = ()
+            if rhs.dtype != np.float64:
+                rounded = rounding(
+                    problem, system, columns, rhs.dtype, tags[0], transposed=transposed
+                )
             judge(problem, system, tags, lanes, tally, transposed, rounded)
             own[index] = system.value.T.reshape(own[index].shape)
         tally.close()
@@ -262,7 +262,7 @@ def judge(
         rounded: The error of each column that is due to single precision, if there was any.
     """
     tally.system(system.conditioning, system.solution, system.reuse)
-    drifts: dict[bytes, Drift] = {}
+    drifts: dict[bytes, Drift | None] = {}
     for j, lane in enumerate(lanes):
         λ = system.value[:, j]
         relative = Ticket.residual(tags[j])
@@ -281,7 +281,9 @@ def judge(
             if point not in drifts:
                 drifts[point] = drift(problem, system, tags[j], eta)
             far = drifts[point]
-            error = max(error, system.error(j) + far.point) + far.curvature  # type: ignore[operator]
+            if far is not None:
+                error = max(error, system.error(j) + far.point)  # type: ignore[operator]
+                error += far.turns(λ, system.length[j], transposed=transposed)
         if error is not None and rounded:
             error += rounded[j]
         keep = tally.lane(

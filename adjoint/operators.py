@@ -57,14 +57,6 @@ class Operator:
         """Return `J v` or `Jᵀ v` in NumPy; `v` is `(n,)` or `(n, k)`."""
         raise NotImplementedError
 
-    def squares(self, operands: Sequence[np.ndarray], w: np.ndarray, *, transposed: bool):
-        """Return `(J∘J) w`, or `(J∘J)ᵀ w`, in NumPy; zero where J has no entries that JAX computed.
-
-        Of products in NumPy the operands alone are rounded, and they are where the solution is.
-        """
-        del operands, transposed
-        return np.zeros_like(w)
-
     def norm(self, operands: Sequence[np.ndarray]) -> float:
         """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
         raise NotImplementedError
@@ -95,10 +87,6 @@ class Dense(Operator):
     def apply(self, operands, v, *, transposed):
         """Multiply in NumPy."""
         return (operands[0].T if transposed else operands[0]) @ v
-
-    def squares(self, operands, w, *, transposed):
-        """Multiply in NumPy."""
-        return self.apply([operands[0] ** 2], w, transposed=transposed)
 
     def norm(self, operands):
         """Return the Frobenius norm."""
@@ -132,10 +120,6 @@ class Sparse(Operator):
         p, (values,) = self.pattern, operands
         to, of = (p.indices, p.rows) if transposed else (p.rows, p.indices)
         return np.bincount(to, values * v[of], minlength=self.n)
-
-    def squares(self, operands, w, *, transposed):
-        """Multiply in NumPy."""
-        return self.apply([operands[0] ** 2], w, transposed=transposed)
 
     def norm(self, operands):
         """Return the Frobenius norm."""

@@ -1,13 +1,12 @@
-"""What the single precision of J and r does to v, where JAX computed them in it.
+"""What single precision does to a derivative, where JAX computed J and r in it.
 
-    (J + δJ)(v + δv) = r + δr        δv ≈ J⁻¹ z,   z = δr − δJ v
+    (J + δJ) v = r + δr        δv ≈ J⁻¹ (δr − δJ v)
+    (J + δJ)ᵀ v = r            δv: see `sight`
 
-Entry by entry, |δJ| ≤ u |J| and |δr| ≤ u |r|, as of independent signs, so that
-
-    E zᵢ² ≈ u² (Σⱼ (Jᵢⱼ vⱼ)² + rᵢ²)
-
-and solving for such z tells how large δv is: what a condition number makes of u is many times as
-much, for most matrices. Given numbers are exact: the matrix of `A x = b`, and the cotangent x̄.
+J is compared with differences of F in double precision, at x̂ as it was before it was rounded. δr is
+of the size of rounding in r, with random signs. Solving for them tells how large δv is: what a
+condition number makes of rounding is many times as much, for most matrices. Given numbers are
+exact: the matrix of `A x = b`, and the cotangent.
 """
 
 from __future__ import annotations
@@ -18,20 +17,29 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .drift import Nearby
 from .group import ALONE
 from .norms import frobenius_norm
 from .problem import Problem
+from .sight import Sight, corrected
+from .store import store
 from .system import System
 from .verdict import ratio
 
 __all__ = ["rounding"]
 
-_SAMPLES = 3  # of z, by a solver that takes several at once
-_SIGMAS = 3.0
+_STEP = 1e-5  # of differences, relative to x̂: good to ten digits of J v
+_SIGMAS = 3.0  # of the random signs
 
 
 def rounding(
-    problem: Problem, system: System, R: np.ndarray, dtype: Any, *, transposed: bool
+    problem: Problem,
+    system: System,
+    R: np.ndarray,
+    dtype: Any,
+    ticket: np.ndarray,
+    *,
+    transposed: bool,
 ) -> list[float]:
     """Return the relative error of each column that rounding J and r may have caused.
 
@@ -40,6 +48,7 @@ def rounding(
         system: The solved system.
         R: Its right-hand sides.
         dtype: The type that JAX computed in.
+        ticket: Of a solve that is differentiated, at whose solution J is.
         transposed: Whether it was solved with Jᵀ.
     """
     unit, known, none = float(jnp.finfo(dtype).eps) / 2, system.conditioning, [0.0] * R.shape[1]
@@ -50,25 +59,39 @@ def rounding(
     seen = problem.linear.capabilities.multi_rhs and system.entry.probe is not None
     if seen and largest <= 0.1 * problem.policy.gradient_tol:
         return none
-    return [_of_column(problem, system, j, unit, r, transposed) for j, r in enumerate(R.T)]
+    near = None if problem.is_linear else store.nearby(ticket)
+    computed = _Computed(problem, system, near)
+    if transposed:
+        return computed.adjoints()
+    signs = np.random.default_rng(len(R)).choice((-1.0, 1.0), len(R))
+    return computed.tangents(unit * np.abs(R) * signs[:, None])
 
 
-def _of_column(
-    problem: Problem, system: System, j: int, unit: float, r: np.ndarray, transposed: bool
-) -> float:
-    v, solver, operator, entry = system.value[:, j], problem.linear, problem.operator, system.entry
-    squares = np.zeros_like(v) if transposed else r * r
-    if not problem.is_linear:
-        squares = squares + operator.squares(entry.operands, v * v, transposed=transposed)
-    if not squares.any() or not np.isfinite(squares).all():
-        return 0.0
-    samples = _SAMPLES if solver.capabilities.multi_rhs else 1
-    signs = np.random.default_rng(len(v)).choice((-1.0, 1.0), (len(v), samples))
-    Z = unit * np.sqrt(squares)[:, None] * signs
-    with entry.lock:
-        J = operator.host(entry.operands)
-        rhs = Z if samples > 1 else Z[:, 0]
-        E = solver.correct(J, rhs, entry.state, transposed=transposed)
-    if E is None:
-        return math.inf
-    return _SIGMAS * ratio(frobenius_norm(E), math.sqrt(samples) * system.length[j])
+class _Computed:
+    """J as JAX computed it, beside F in double precision, if there is any."""
+
+    def __init__(self, problem: Problem, system: System, near: Nearby | None):
+        self._problem, self._system, self._near = problem, system, near
+
+    def tangents(self, δR: np.ndarray) -> list[float]:
+        """Return ‖δv‖ / ‖v‖ of each column."""
+        found = []
+        for v, δr, length in zip(self._system.value.T, δR.T, self._system.length, strict=True):
+            δv = corrected(self._problem, self._system.entry, δr - self._δJ(v))
+            found.append(math.inf if δv is None else _SIGMAS * ratio(frobenius_norm(δv), length))
+        return found
+
+    def adjoints(self) -> list[float]:
+        """Return the same, where the system is that of Jᵀ."""
+        sight, system = Sight(self._problem, self._system.entry, self._δJ), self._system
+        lengths = zip(system.value.T, system.length, strict=True)
+        return [ratio(sight.length(v), length) for v, length in lengths]
+
+    def _δJ(self, w: np.ndarray) -> np.ndarray:
+        near, size = self._near, frobenius_norm(w)
+        if near is None or size == 0.0:
+            return np.zeros_like(w)
+        h = _STEP * (frobenius_norm(near.x) or 1.0) / size
+        exact = (near.F(-h * w) - near.F(h * w)) / (2.0 * h)
+        operator, entry = self._problem.operator, self._system.entry
+        return operator.apply(entry.operands, w, transposed=False) - exact

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import backsolve
-from backsolve import CSR, krylov, lapack, superlu
+from backsolve import CSR, implicit, krylov, lapack, record, superlu
 
 N = 40
 SINGLE = float(np.finfo(np.float32).eps)
@@ -115,6 +115,38 @@ def test_single_precision_operands_keep_their_type_under_x64(jit, crossing):
     x, λ = np.linalg.solve(A, b), np.linalg.solve(A.T, b)
     assert np.linalg.norm(b_bar - (λ + x)) < 2 * SINGLE * np.linalg.norm(λ + x)
     assert np.linalg.norm(A_bar + np.outer(λ, x)) < 2 * SINGLE * np.linalg.norm(np.outer(λ, x))
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["adjoint", "tangent"])
+@pytest.mark.parametrize(("condition", "right"), [(10.0, True), (1e5, False)])
+def test_what_rounding_does_to_a_jacobian_is_in_the_verdict(condition, right, forward):
+    rng, n = np.random.default_rng(7), 12
+    U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    A = ((U * np.geomspace(1.0, 1.0 / condition, n)) @ V.T).astype(np.float32)
+    x, w = rng.standard_normal(n), rng.standard_normal(n).astype(np.float32)
+    b = (A @ (x + x**3 / 3)).astype(np.float32)
+
+    def F(x, b):
+        return A @ (x + x**3 / 3) - b
+
+    def solved(b):
+        y, z = np.linalg.solve(A.astype(float), np.asarray(b, float)), x
+        for _ in range(30):
+            z = z - (z + z**3 / 3 - y) / (1 + z**2)
+        return z
+
+    solve = implicit(solved, residual=F, like=np.zeros(n, np.float32))
+    with record() as log, backsolve.policy(on_untrusted="ignore"):
+        if forward:
+            found = log.wait(jax.jvp(solve, (b,), (w,))[1])
+        else:
+            found = log.wait(jax.grad(lambda b: w @ solve(b))(b))
+    J = A.astype(float) * (1 + solved(b) ** 2)
+    truth = np.linalg.solve(J if forward else J.T, w.astype(float))
+    error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
+    assert bool(error <= 1e-4) is right
+    assert log.trusted is right
+    assert right or error < log[-1].error_estimate < 100 * error
 
 
 def test_mixed_precision_is_promoted():

@@ -454,6 +454,18 @@ def test_a_parameter_whose_part_in_the_residual_nearly_vanishes_is_seen(off):
     assert not log.trusted and log_at_solution.trusted
 
 
+@pytest.mark.parametrize("forward", [False, True], ids=["adjoint", "tangent"])
+def test_a_small_unknown_that_is_off_is_seen_beside_a_large_one(forward):
+    # Of x² = b the Jacobian 2x changes by d/x, most where x is small, and F by d² alone.
+    x, d = np.array([1.0, 1e-4]), np.array([3e-7, 3e-8])
+    solve = implicit(lambda b: np.sqrt(b) + d, residual=lambda x, b: x**2 - b, like=np.zeros(2))
+    derivative = jax.jacfwd if forward else jax.jacrev
+    slope, log = records(derivative(lambda b: solve(b).sum() if not forward else solve(b)), x**2)
+    true = np.diag(0.5 / x) if forward else 0.5 / x
+    assert np.linalg.norm(slope - true) > 2e-4 * np.linalg.norm(true)
+    assert not log.trusted
+
+
 def test_a_solution_that_is_off_along_the_smallest_singular_vector_is_judged_by_that():
     n, off = 200, 3e-4
     U, V = (np.linalg.qr(RNG.standard_normal((n, n)))[0] for _ in range(2))

@@ -228,12 +228,11 @@ def _custom_root(name):
 
 
 def stopped(rng, name):
-    """Return θ, and the point where a solver has stopped."""
+    """Return θ, and the point where a solver has stopped: by steps, by x, or by F."""
     A, b, x = drawn(rng, name)
-    x = newton(EQUATIONS[name], x, A, b, int(rng.integers(2, 12)))
-    if rng.random() < 0.5:
-        x = x * (1 + 10 ** rng.uniform(-16, -2) * rng.standard_normal(N))
-    return A, b, x
+    how, noise = rng.choice(3), 1 + 10 ** rng.uniform(-16, -2) * rng.standard_normal(N)
+    x = newton(EQUATIONS[name], x, A, b * noise if how == 2 else b, int(rng.integers(2, 12)))
+    return A, b, x * noise if how == 1 else x
 
 
 def by_one_s_own(make, rng):
