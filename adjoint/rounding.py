@@ -77,6 +77,9 @@ class _Computed:
         """Return ‖δv‖ / ‖v‖ of each column."""
         found = []
         for v, δr, length in zip(self._system.value.T, δR.T, self._system.length, strict=True):
+            if not math.isfinite(length):  # it failed
+                found.append(0.0)
+                continue
             δv = corrected(self._problem, self._system.entry, δr - self._δJ(v))
             found.append(math.inf if δv is None else _SIGMAS * ratio(frobenius_norm(δv), length))
         return found

@@ -146,7 +146,7 @@ def heading():
         "",
         "A value and its gradient in all arguments, by `make bench`. Milliseconds are medians of "
         "the wall time of calls with new numbers each; all methods of a problem are timed in one "
-        "process, in turn. In parentheses: CPU time in ms, where it was measured the most memory "
+        "process, in turn. In parentheses: CPU time in ms, the most memory "
         "that one call takes beyond what lay there before, in a process of its own, and the "
         "largest relative error of the gradient against an independent reference. Compiling, "
         "setting up and analysing a "
