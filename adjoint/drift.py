@@ -5,11 +5,12 @@
     B = ∂F/∂θ           β = max over the leaves of θ of ‖B(x̂ − d) u − B(x̂) u‖ / ‖B(x̂) u‖
 
 A condition number that is bounded from below says little of one vector: d itself is the error of x̂.
-Of J and B that error estimate assumes that they change as much as x, and here is what they do more.
-δJ moves a tangent by δẋ, and an adjoint by δλ. Beyond a kink that lies between x̂ and the solution J
-is another one, where ρ is of order one. B, which may nearly vanish, changes by β; u has random
-signs, so that ‖B u‖ is about ‖B‖. F is evaluated a few times for that, and the factor that serves
-the derivative serves d.
+That J and B change as much as x does, magnified as much as may be, is the assumption of κ̂ η_primal;
+here is what they do. δJ moves a tangent by δẋ, and an adjoint by δλ; where rounding in F hides it,
+it is less than what rounding makes of it, and than κ̂ η_primal. Beyond a kink that lies between x̂
+and the solution J is another one, where ρ is of order one. B, which may nearly vanish, changes by
+β; u has random signs, so that ‖B u‖ is about ‖B‖. F is evaluated a few times for that, and the
+factor that serves the derivative serves d.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Drift:
         self._length = frobenius_norm(d)
         relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-        self.rho, self._sight = 0.0, None
+        self.rho, self._hidden, self._sight = 0.0, False, None
         if near is None:
             return
         self._there, self._early = near.F(d), near.F(0.1 * d)
@@ -121,28 +122,39 @@ class Drift:
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
         self.point = self._change_in_parameters(self.point)
 
-    def turns(self, v: np.ndarray, length: float, *, transposed: bool) -> float:
-        """Return how much J changes on the way, as a relative error of v."""
-        if self._near is None or self._straight or not length:
+    def turns(self, v: np.ndarray, length: float, assumed: float, *, transposed: bool) -> float:
+        """Return how much J changes on the way, as a relative error of v.
+
+        Args:
+            v: The tangent or adjoint.
+            length: ‖v‖.
+            assumed: κ̂ η_primal.
+            transposed: Whether v solves with Jᵀ.
+        """
+        if self._near is None:
+            return max(assumed - self.point, 0.0)
+        if self._straight or not length:
             return 2.0 * self.rho
         if transposed:
             if self._sight is None:
                 self._sight = Sight(self._problem, self._entry, self._change)
-            turned = self._sight.length(v)
+            turned = self._sight.length(v) / length
         else:
             δv = corrected(self._problem, self._entry, self._change(v))
-            turned = math.inf if δv is None else frobenius_norm(δv)
-        return max(2.0 * self.rho, turned / length)
+            turned = math.inf if δv is None else frobenius_norm(δv) / length
+        if self._hidden and not turned <= assumed:
+            turned = assumed
+        return max(2.0 * self.rho, turned)
 
     def _change(self, w: np.ndarray) -> np.ndarray:
-        """Return δJ w, by steps that are as long as d; zero where rounding hides it."""
+        """Return δJ w, by steps that are as long as d."""
         assert self._near is not None
         h = ratio(self._length, frobenius_norm(w))
         side = self._near.F(-h * w) - self._F
         change = self._near.F(self._d - h * w) - self._there - side
         early = self._near.F(0.1 * self._d - h * w) - self._early - side
         if not frobenius_norm(early) <= _SOON * frobenius_norm(change) < math.inf:
-            return np.zeros_like(w)
+            self._hidden = True  # rounding does as much a tenth of the way as at its end
         return change / h if h else np.zeros_like(w)
 
     def _curvature(self, eta: float) -> float:

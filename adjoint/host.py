@@ -282,8 +282,9 @@ def judge(
                 drifts[point] = drift(problem, system, tags[j], eta)
             far = drifts[point]
             if far is not None:
-                error = max(error, system.error(j) + far.point)  # type: ignore[operator]
-                error += far.turns(λ, system.length[j], transposed=transposed)
+                linear: float = system.error(j)  # type: ignore[assignment]
+                turned = far.turns(λ, system.length[j], error - linear, transposed=transposed)
+                error = linear + far.point + turned
         if error is not None and rounded:
             error += rounded[j]
         keep = tally.lane(
