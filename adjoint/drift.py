@@ -122,19 +122,21 @@ class Drift:
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
         self.point = self._change_in_parameters(self.point)
 
-    def turns(self, v: np.ndarray, length: float, assumed: float, *, transposed: bool) -> float:
-        """Return how much J changes on the way, as a relative error of v.
+    def error(self, v: np.ndarray, length: float, assumed: float, *, transposed: bool) -> float:
+        """Return what x̂ contributes to the relative error of v.
 
         Args:
-            v: The tangent or adjoint.
+            v: A tangent or adjoint.
             length: ‖v‖.
             assumed: κ̂ η_primal.
             transposed: Whether v solves with Jᵀ.
         """
-        if self._near is None:
-            return max(assumed - self.point, 0.0)
-        if self._straight or not length:
-            return 2.0 * self.rho
+        if self._near is None or self._problem.linear.capabilities.iterative:
+            point = max(self.point, assumed)  # nobody looked further, or d is a loose one
+        else:
+            point = self.point
+        if self._near is None or self._straight or not length:
+            return point + 2.0 * self.rho
         if transposed:
             if self._sight is None:
                 self._sight = Sight(self._problem, self._entry, self._change)
@@ -144,7 +146,7 @@ class Drift:
             turned = math.inf if δv is None else frobenius_norm(δv) / length
         if self._hidden and not turned <= assumed:
             turned = assumed
-        return max(2.0 * self.rho, turned)
+        return point + max(2.0 * self.rho, turned)
 
     def _change(self, w: np.ndarray) -> np.ndarray:
         """Return δJ w, by steps that are as long as d."""

@@ -283,8 +283,8 @@ def judge(
             far = drifts[point]
             if far is not None:
                 linear: float = system.error(j)  # type: ignore[assignment]
-                turned = far.turns(λ, system.length[j], error - linear, transposed=transposed)
-                error = linear + far.point + turned
+                assumed = error - linear
+                error = linear + far.error(λ, system.length[j], assumed, transposed=transposed)
         if error is not None and rounded:
             error += rounded[j]
         keep = tally.lane(

@@ -5,13 +5,16 @@ Of a system `J v = r` (or `Jᵀ v = r`) with computed v, at a point x̂ with res
     η_linear  = ‖J v − r‖ / (‖J‖ ‖v‖)           backward error of v (Rigal and Gaches, 1967)
     η_primal  = ‖F(x̂, θ)‖ / (‖J‖ scale(x̂))      backward error of x̂
     κ̂         ≥ ‖J‖ ‖v‖ / ‖r‖                   free lower bound, also from one random r
-    error_estimate = κ̂ (η_primal + η_linear) + 2ρ     ρ, and what else is known: see `drift`
+    error_estimate = κ̂ (η_primal + η_linear)
 
 The norm of J is Frobenius', that of vectors Euclid's. Where the free bound leaves doubt, κ̂ is
 estimated in the 1-norm; with an iterative solver, each η has a magnification of its own instead,
 measured by solving for its defect d, loosely: with e ≈ J⁻¹ d
 
     κ̂_d = ‖J‖ ‖e‖ / ‖d‖ + κ̂ ‖d − J e‖ / ‖d‖
+
+Where x̂ is not known to rounding, κ̂ η_primal gives way to what `drift` finds on the way to the
+solution. In single precision, `rounding` adds what that does to J and r.
 """
 
 from __future__ import annotations
