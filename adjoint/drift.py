@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .cached import cached_property
 from .group import ALONE
 from .norms import frobenius_norm
 from .problem import Problem, residual_on_host
@@ -96,7 +97,8 @@ class Drift:
         eta: The backward error of x̂.
 
     Attributes:
-        point: The error of x̂ itself, ‖d‖ over its scale, or β if that is more.
+        point: The error of x̂ itself, ‖d‖ over its scale.
+        beta: β.
         rho: ρ.
     """
 
@@ -113,51 +115,60 @@ class Drift:
         self._length = frobenius_norm(d)
         relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-        self.rho, self._hidden, self._sight = 0.0, False, None
+        self.beta = self.rho = 0.0
         if near is None:
             return
         self._there, self._early = near.F(d), near.F(0.1 * d)
         self.rho = self._curvature(eta)
         κ = system.conditioning.value  # type: ignore[union-attr]
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
-        self.point = self._change_in_parameters(self.point)
+        self.beta = self._change_in_parameters()
 
-    def error(self, v: np.ndarray, length: float, assumed: float, *, transposed: bool) -> float:
-        """Return what x̂ contributes to the relative error of v.
+    def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
+        """Return what x̂ contributes to the relative error of a column of a system with J.
 
         Args:
-            v: A tangent or adjoint.
-            length: ‖v‖.
+            system: The system.
+            j: The column.
             assumed: κ̂ η_primal.
-            transposed: Whether v solves with Jᵀ.
+            transposed: Whether it is a system with Jᵀ.
         """
+        v, length = system.value[:, j], system.length[j]
+        # Of a tangent B is in r, which may hide what its change does not.
+        change = self.beta if transposed else self.beta * max(system.gain(j), 1.0)
+        point = max(self.point, change)
         if self._near is None or self._problem.linear.capabilities.iterative:
-            point = max(self.point, assumed)  # nobody looked further, or d is a loose one
-        else:
-            point = self.point
+            point = max(point, assumed)  # nobody looked further, or d is a loose one
         if self._near is None or self._straight or not length:
             return point + 2.0 * self.rho
         if transposed:
-            if self._sight is None:
-                self._sight = Sight(self._problem, self._entry, self._change)
-            turned = self._sight.length(v) / length
+            sight = self._sight
+            turned, early = (math.inf, math.inf) if sight is None else sight.lengths(v)
         else:
-            δv = corrected(self._problem, self._entry, self._change(v))
-            turned = math.inf if δv is None else frobenius_norm(δv) / length
-        if self._hidden and not turned <= assumed:
-            turned = assumed
+            turned, early = (self._solved(change) for change in self._changes(v))
+        # Rounding does as much a tenth of the way as at its end.
+        hidden = not early <= _SOON * turned < math.inf
+        turned = assumed if hidden and not turned <= assumed * length else turned / length
         return point + max(2.0 * self.rho, turned)
 
-    def _change(self, w: np.ndarray) -> np.ndarray:
-        """Return δJ w, by steps that are as long as d."""
-        assert self._near is not None
-        h = ratio(self._length, frobenius_norm(w))
-        side = self._near.F(-h * w) - self._F
-        change = self._near.F(self._d - h * w) - self._there - side
-        early = self._near.F(0.1 * self._d - h * w) - self._early - side
-        if not frobenius_norm(early) <= _SOON * frobenius_norm(change) < math.inf:
-            self._hidden = True  # rounding does as much a tenth of the way as at its end
-        return change / h if h else np.zeros_like(w)
+    @cached_property
+    def _sight(self) -> Sight | None:
+        return Sight.of(self._problem, self._entry, self._changes)
+
+    def _changes(self, w: np.ndarray) -> list[np.ndarray]:
+        """Return δJ w at the end of the way and a tenth of it, by steps that are as long as d."""
+        near, d, h = self._near, self._d, ratio(self._length, frobenius_norm(w))
+        assert near is not None
+        if not h:
+            return [np.zeros_like(w)] * 2
+        side = near.F(-h * w) - self._F
+        there = near.F(d - h * w) - self._there - side
+        early = near.F(0.1 * d - h * w) - self._early - side
+        return [there / h, early / h]
+
+    def _solved(self, r: np.ndarray) -> float:
+        δv = corrected(self._problem, self._entry, r)
+        return math.inf if δv is None else frobenius_norm(δv)
 
     def _curvature(self, eta: float) -> float:
         """Return ρ, or zero where it is not known."""
@@ -172,9 +183,9 @@ class Drift:
         early = frobenius_norm(self._early - (0.9 * self._F + 0.1 * left))
         return 0.0 if early > _SOON * change else rho
 
-    def _change_in_parameters(self, β: float) -> float:
-        """Return the change of B, if it is larger than this, and known."""
-        near, d = self._near, self._d
+    def _change_in_parameters(self) -> float:
+        """Return β, or zero where it is not known."""
+        near, d, β = self._near, self._d, 0.0
         assert near is not None
         for θ in near.moved():
             Bu = near.F(0.0 * d, θ) - self._F

@@ -284,7 +284,7 @@ def judge(
             if far is not None:
                 linear: float = system.error(j)  # type: ignore[assignment]
                 assumed = error - linear
-                error = linear + far.error(λ, system.length[j], assumed, transposed=transposed)
+                error = linear + far.error(system, j, assumed, transposed=transposed)
         if error is not None and rounded:
             error += rounded[j]
         keep = tally.lane(

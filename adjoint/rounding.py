@@ -86,9 +86,12 @@ class _Computed:
 
     def adjoints(self) -> list[float]:
         """Return the same, where the system is that of Jᵀ."""
-        sight, system = Sight(self._problem, self._system.entry, self._δJ), self._system
+        system = self._system
+        sight = Sight.of(self._problem, system.entry, lambda w: [self._δJ(w)])
+        if sight is None:
+            return [math.inf] * len(system.length)
         lengths = zip(system.value.T, system.length, strict=True)
-        return [ratio(sight.length(v), length) for v, length in lengths]
+        return [ratio(sight.lengths(v)[0], length) for v, length in lengths]
 
     def _δJ(self, w: np.ndarray) -> np.ndarray:
         near, size = self._near, frobenius_norm(w)

@@ -10,7 +10,7 @@ random right-hand side too, which is the first p. The others have random signs: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from .problem import Problem
 from .store import Entry
 
 __all__ = ["Sight", "corrected"]
+
+Changes = Callable[[np.ndarray], Sequence[np.ndarray]]  # w ↦ δJ w, of each δJ
 
 _SIGNS = 2  # p with random signs, by a direct method
 _SIGMAS = 3.0  # how many times as long as they see it δλ may be
@@ -36,30 +38,34 @@ def corrected(
 
 
 class Sight:
-    """δJ J⁻¹ p for some p.
+    """What is known of some changes δJ.
 
     Args:
-        problem: The problem.
-        entry: What is known of J.
-        change: `w ↦ δJ w`.
+        moved: For each p, δJ J⁻¹ p of each δJ.
     """
 
-    def __init__(self, problem: Problem, entry: Entry, change: Callable[[np.ndarray], np.ndarray]):
-        n = problem.operator.n
-        rng = np.random.default_rng(n)
-        direct = problem.linear.capabilities.multi_rhs
-        z, *P = rng.choice((-1.0, 1.0), (1 + _SIGNS * direct, n))
-        along = corrected(problem, entry, z, transposed=True)
-        if along is not None:
-            P.insert(0, along / frobenius_norm(along))
-        solved = [corrected(problem, entry, p) for p in P]
-        self._known = along is not None and all(w is not None for w in solved)
-        self._moved = [change(w) for w in solved if w is not None]
+    def __init__(self, moved: Sequence[Sequence[np.ndarray]]):
+        self._moved = moved
 
-    def length(self, λ: np.ndarray) -> float:
-        """Return an estimate of ‖δλ‖ that is hardly ever too small; inf where it cannot be seen."""
-        if not self._known:
-            return math.inf
-        along, *signs = (float(m @ λ) for m in self._moved)
-        seen = _SIGMAS * frobenius_norm(np.array(signs)) / math.sqrt(max(len(signs), 1))
-        return max(_SIDE * abs(along), seen)
+    @classmethod
+    def of(cls, problem: Problem, entry: Entry, changes: Changes) -> Sight | None:
+        """Look at changes of the J of an entry; None if it cannot be solved with."""
+        n = problem.operator.n
+        direct = problem.linear.capabilities.multi_rhs
+        z, *P = np.random.default_rng(n).choice((-1.0, 1.0), (1 + _SIGNS * direct, n))
+        along = corrected(problem, entry, z, transposed=True)
+        if along is None:
+            return None
+        solved = [corrected(problem, entry, p) for p in (along / frobenius_norm(along), *P)]
+        if any(w is None for w in solved):
+            return None
+        return cls([changes(w) for w in solved if w is not None])
+
+    def lengths(self, λ: np.ndarray) -> list[float]:
+        """Return estimates of ‖δλ‖ that are hardly ever too small."""
+        found = []
+        for moved in zip(*self._moved, strict=True):
+            along, *signs = (float(m @ λ) for m in moved)
+            seen = _SIGMAS * frobenius_norm(np.array(signs)) / math.sqrt(max(len(signs), 1))
+            found.append(max(_SIDE * abs(along), seen))
+        return found

@@ -33,6 +33,7 @@ class System:
     Attributes:
         value: V, `(n, k)`.
         length: ‖v‖ per column.
+        size: ‖r‖ per column.
         status: One `Status` per column.
         defect: J V − R, `(n, k)`; F(x̂, θ) if this is the primal solve.
         linear_residual: ‖J v − r‖ / ‖r‖ per column.
@@ -46,6 +47,7 @@ class System:
 
     value: np.ndarray
     length: list[float]
+    size: list[float]
     status: list[Status]
     defect: np.ndarray
     linear_residual: list[float]
@@ -70,6 +72,11 @@ class System:
         if self.conditioning is None:
             return None
         return self.conditioning.error(self.eta[j] if self.length[j] else 0.0, eta_primal)
+
+    def gain(self, j: int) -> float:
+        """Return how many times as much the system may magnify a change of r as it magnifies r."""
+        κ = 1.0 if self.conditioning is None else self.conditioning.value
+        return ratio(κ * self.size[j], self.norm * self.length[j])
 
     def error_of_point(self, eta_primal: float) -> float | None:
         """Return the share of the point in the error estimates."""
@@ -196,6 +203,7 @@ def judged(
     return System(
         value=V,
         length=lengths,
+        size=sizes,
         status=status,
         defect=defect,
         linear_residual=residual,

@@ -466,6 +466,14 @@ def test_a_small_unknown_that_is_off_is_seen_beside_a_large_one(forward):
     assert not log.trusted
 
 
+def test_a_small_unknown_is_judged_by_its_own_rounding():
+    # Beside the large one, whose rounding is as large as what the small one's Jacobian changes by.
+    x, d = np.array([0.5, 1e-5]), np.array([0.0, 3e-9])
+    solve = implicit(lambda b: np.sqrt(b) + d, residual=lambda x, b: x**2 - b, like=np.zeros(2))
+    _, log = records(lambda: jax.jvp(solve, (x**2,), (np.ones(2),)))
+    assert log[-1].error_estimate > 2e-4 and not log.trusted
+
+
 def test_a_solution_that_is_off_along_the_smallest_singular_vector_is_judged_by_that():
     n, off = 200, 3e-4
     U, V = (np.linalg.qr(RNG.standard_normal((n, n)))[0] for _ in range(2))
