@@ -31,15 +31,16 @@ from .verdict import EPS, in_doubt, ratio
 
 __all__ = ["Drift", "Nearby", "drift", "nearby"]
 
-# The residual of x̂, and its backward error, up to which F is too close to rounding to tell ρ; what
-# rounding is; and the share of its change that F has at most a tenth of the way.
+# The backward error of x̂ up to which only what a system magnifies twice can matter, d and then δJ;
+# what rounding is; and the share of its change that F has at most a tenth of the way.
 _CONVERGED = 1e-12
 _ROUNDING = 16 * EPS
 _SOON = 0.35
 
-# By how much of its size a leaf of θ is moved for B; the error of x̂ times the condition number, in
-# units of the tolerance, up to which δJ does not matter.
+# By how much of its size a leaf of θ is moved for B, and x̂ for δJ; the error of x̂ times κ̂, in units
+# of the tolerance, up to which δJ does not matter.
 _MOVE = 1e-4
+_SIDE = 1e-6
 _STRAIGHT = 1e-3
 
 
@@ -79,7 +80,7 @@ def nearby(
     problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
 ) -> Nearby | None:
     """Return F near a solution with this relative residual, if the derivative may ask for it."""
-    exact = relative <= _CONVERGED and problem.unknown.dtype == np.float64
+    exact = relative <= _ROUNDING and problem.unknown.dtype == np.float64
     if exact or problem.group is not ALONE:
         return None
     return Nearby(problem, x, θ)
@@ -118,11 +119,14 @@ class Drift:
         self.beta = self.rho = 0.0
         if near is None:
             return
-        self._there, self._early = near.F(d), near.F(0.1 * d)
-        self.rho = self._curvature(eta)
         κ = system.conditioning.value  # type: ignore[union-attr]
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
-        self.beta = self._change_in_parameters()
+        if self._straight and eta <= _CONVERGED:
+            return
+        self._there, self._early = near.F(d), near.F(0.1 * d)
+        self.rho = self._curvature(eta)
+        if eta > _CONVERGED:
+            self.beta = self._change_in_parameters()
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
         """Return what x̂ contributes to the relative error of a column of a system with J.
@@ -156,10 +160,12 @@ class Drift:
         return Sight.of(self._problem, self._entry, self._changes)
 
     def _changes(self, w: np.ndarray) -> list[np.ndarray]:
-        """Return δJ w at the end of the way and a tenth of it, by steps that are as long as d."""
-        near, d, h = self._near, self._d, ratio(self._length, frobenius_norm(w))
+        """Return δJ w, by differences along w, at the end of the way and at a tenth of it."""
+        near, d = self._near, self._d
         assert near is not None
-        if not h:
+        # A short way would drown in rounding, were the other side of the parallelogram as short.
+        h = ratio(max(self._length, _SIDE * frobenius_norm(near.x)), frobenius_norm(w))
+        if not 0.0 < h < math.inf:
             return [np.zeros_like(w)] * 2
         side = near.F(-h * w) - self._F
         there = near.F(d - h * w) - self._there - side
@@ -208,11 +214,16 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
         eta: Its backward error.
     """
     near, F, known = store.nearby(ticket), store.residual(ticket), system.conditioning
-    near = near if eta > _CONVERGED else None
     if F is None or known is None or problem.group is not ALONE:
         return None
-    bounded = known.kind == "bound" and known.primal is None
-    if near is None and not (bounded and in_doubt(problem.policy, known.value, eta)):
+    if eta > _CONVERGED:
+        looking = near is not None
+    elif eta > _ROUNDING and near is not None:
+        looking = in_doubt(problem.policy, known.value**2, eta)
+    else:
+        near, bounded = None, known.kind == "bound" and known.primal is None
+        looking = bounded and in_doubt(problem.policy, known.value, eta)
+    if not looking:
         return None
     d = corrected(problem, system.entry, F)
     return None if d is None else Drift(problem, system, near, F, d, eta)
