@@ -138,7 +138,7 @@ class Drift:
             transposed: Whether it is a system with Jᵀ.
         """
         v, length = system.value[:, j], system.length[j]
-        # Of a tangent B is in r, which may hide what its change does not.
+        # B is in the r of a tangent, of which the system may magnify a change more than r itself.
         change = self.beta if transposed else self.beta * max(system.gain(j), 1.0)
         point = max(self.point, change)
         if self._near is None or self._problem.linear.capabilities.iterative:
@@ -215,6 +215,8 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
     """
     near, F, known = store.nearby(ticket), store.residual(ticket), system.conditioning
     if F is None or known is None or problem.group is not ALONE:
+        return None
+    if F.shape != system.value.shape[:1]:  # of another problem
         return None
     if eta > _CONVERGED:
         looking = near is not None
