@@ -6,8 +6,9 @@ The truth is the solution of K v = r on that active set, with 19 digits, after t
 slacks and multipliers have their signs beyond rounding. Where they do not, another is drawn.
 
 The error of a gradient is the largest over its parts q̄, P̄, Ā, l̄ and ū. Each is relative to its own
-norm, or to 1e-6 of what its norm would be if no part of (w, λ) = K⁻¹ (x̄, ȳ) were small; to all of
-that where not the exact solution, or not the exact problem, is differentiated.
+norm, or to a share of what its norm would be if no part of (w, λ) = K⁻¹ (x̄, ȳ) were small: 1e-6,
+or as much as rounding, ε / σ_min(K), leaves the tolerance of; all of it where not the exact
+solution, or not the exact problem, is differentiated.
 """
 
 import functools
@@ -19,7 +20,7 @@ import backsolve
 from backsolve import clarabel, osqp
 
 from .active_set import Program, truth
-from .case import Case, Family, gradient
+from .case import TOL, Case, Family, gradient
 
 __all__ = ["FAMILIES"]
 
@@ -218,9 +219,8 @@ def draw(solve, options, shapes, sparse, rng):
         # The library's own iterate is not better than its tolerances.
         room = known.room and (given.get("polish", True) or tolerance_of(given) <= 1e-9)
         finite = found is not None and all(np.isfinite(part).all() for part in found)
-        error = (
-            known.error(found, program.l == program.u, 1e-6 if exact else 1.0) if finite else np.nan
-        )
+        least = max(1e-6, np.finfo(float).eps / known.sigma / TOL) if exact else 1.0
+        error = known.error(found, program.l == program.u, least) if finite else np.nan
     numbers = {"n": n, "m": m, "kind": kind, "options": _shown(given), "said": said}
     if known is not None:
         numbers |= {"margin": known.margin, "sigma": known.sigma}
