@@ -67,5 +67,5 @@ class Sight:
         for moved in zip(*self._moved, strict=True):
             along, *signs = (float(m @ λ) for m in moved)
             seen = _SIGMAS * frobenius_norm(np.array(signs)) / math.sqrt(max(len(signs), 1))
-            found.append(max(_SIDE * abs(along), seen))
+            found.append(float(np.maximum(_SIDE * abs(along), seen)))  # of which NaN is the larger
         return found

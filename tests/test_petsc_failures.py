@@ -347,9 +347,9 @@ def statuses_of_chebyshev():
         ]
     found = []
     for options in kinds:
-        for data, adjoint in [(GROWS, {}), (GROWS, {}), (GOOD, {"ksp_max_it": 5})]:
+        for data in (GROWS, GROWS, GOOD):
             try:
-                petsc.ksp(CSR.of(data, PATTERN), B, options, adjoint_options=adjoint)
+                petsc.ksp(CSR.of(data, PATTERN), B, options)
             except SolverError as error:
                 found.append(error.status.name)
     return found
@@ -360,12 +360,13 @@ def statuses_of_newton_by_chebyshev():
         return θ * x - 1.0
 
     found = []
-    for bounds in BOUNDS * 2:
-        options = {"snes_type": "newtonls", "pc_type": "none", **chebyshev(bounds)}
-        try:
-            petsc.snes(residual, np.zeros(N), np.geomspace(1.0, 1e3, N), options)
-        except SolverError as error:
-            found.append(error.status.name)
+    for method in ("newtonls", "newtontr", "vinewtonrsls"):
+        for bounds in BOUNDS * 2:
+            options = {"snes_type": method, "pc_type": "none", **chebyshev(bounds)}
+            try:
+                petsc.snes(residual, np.zeros(N), np.geomspace(1.0, 1e3, N), options)
+            except SolverError as error:
+                found.append(error.status.name)
     return found
 
 
@@ -393,12 +394,16 @@ def statuses_of_a_users_chebyshev():
 
 
 @pytest.mark.parametrize(
-    "attempts",
-    [statuses_of_chebyshev, statuses_of_newton_by_chebyshev, statuses_of_a_users_chebyshev],
+    ("attempts", "failures"),
+    [
+        (statuses_of_chebyshev, 24),
+        (statuses_of_newton_by_chebyshev, 18),
+        (statuses_of_a_users_chebyshev, 9),
+    ],
 )
-def test_chebyshev_that_meets_inf_can_be_used_again_and_destroyed(attempts, to_the_end):
+def test_chebyshev_that_meets_inf_can_be_used_again_and_destroyed(attempts, failures, to_the_end):
     found = to_the_end(attempts)
-    assert len(found) >= 6
+    assert len(found) == failures
     assert set(found) <= {"NONFINITE_OUTPUT", "SINGULAR", "BREAKDOWN", "DIVERGED"}
 
 

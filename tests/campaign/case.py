@@ -15,7 +15,7 @@ import numpy as np
 
 import backsolve
 
-__all__ = ["TOL", "Case", "Family", "distance", "gradient", "judged", "tangent"]
+__all__ = ["TOL", "Case", "Family", "distance", "gradient", "judged", "tangent", "with_room"]
 
 TOL = 1e-4
 
@@ -96,6 +96,11 @@ def tangent(function, params, directions, *, jit=False):
         jit: Whether to compile it.
     """
     return judged(_pushforward(function, jit), tuple(params), tuple(directions))
+
+
+def with_room(case, room):
+    """Return the case with less room."""
+    return Case(case.verdict, case.error, case.room and room, case.numbers)
 
 
 def distance(found, truth, size=None):

@@ -14,7 +14,7 @@ import backsolve
 from backsolve import krylov, petsc
 from backsolve.residuals import linear_system
 
-from .case import Case, Family
+from .case import Family, with_room
 from .linear import System, adjoint_case, sparse_system
 from .matrices import drawn, positive, right_hand_sides, sparse
 
@@ -40,11 +40,6 @@ def gentle(rng, n, *, symmetric=False):
     A = np.eye(n) + 10 ** rng.uniform(-2, 0.5) * rng.standard_normal((n, n)) / np.sqrt(n)
     spread = 10 ** (rng.uniform(-4, 0) * rng.random(n))
     return Q @ (spread[:, None] * A) @ Q.T * 2.0 ** rng.integers(-10, 11), "gentle", False
-
-
-def with_room(case, room):
-    """Return the case with less room."""
-    return Case(case.verdict, case.error, case.room and room, case.numbers)
 
 
 # --------------------------------------------------------------------------------------------

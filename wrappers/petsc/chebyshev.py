@@ -18,8 +18,9 @@ def restore(PETSc: Any, ksp: Any, x: Any = None) -> None:
     Args:
         PETSc: The module.
         ksp: After a solve that failed.
-        x: The vector that it solved for, which it may have forgotten that it holds. What a solver
-            inside solved for is not known: it stays in memory, as does what was right already.
+        x: The vector that it solved for, which it may have forgotten that it holds. Where that is
+            not known, as of a solver inside or of a SNES, it stays in memory, as does what was
+            right already.
     """
     reasons = PETSc.KSP.ConvergedReason
     not_finite = reasons.DIVERGED_NANORINF, reasons.DIVERGED_PCSETUP_FAILED

@@ -113,7 +113,7 @@ class Newton(Owner):
             )
         status, message = snes_ended(self._PETSc, self._snes)
         if status is not Status.SUCCESS:
-            restore(self._PETSc, self._snes.getKSP(), self._snes.getSolutionUpdate())
+            restore(self._PETSc, self._snes.getKSP())
         status = Status(int(self._system.group.largest(np.array([int(status)]))[0]))
         vector = np.concatenate([self._x.getArray(readonly=True), *token])
         x = unknown.unpack(vector)

@@ -131,7 +131,7 @@ class Handle(Owner):
             self.snes.solve(None, self._x)
         status, message = snes_ended(self.PETSc, self.snes)
         if status is not Status.SUCCESS:
-            restore(self.PETSc, self.snes.getKSP(), self.snes.getSolutionUpdate())
+            restore(self.PETSc, self.snes.getKSP())
         stats = {"iterations": self.snes.getIterationNumber()}
         x = np.array(self._x.getArray(readonly=True))
         return Solution(x, status, stats, message=message)
