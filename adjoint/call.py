@@ -52,7 +52,7 @@ def call(
         B[:, :k], B[:, k] = R, probe(n, group)
         solution = solve(B)
         solution.value, w = solution.value[:, :k], solution.value[:, k]
-        entry.probe = entry.norm * math.sqrt(group.dot(w, w))  # type: ignore[operator]
+        entry.probe = entry.norm * group.norm(w)  # type: ignore[operator]
     _keep_state(entry, solution)
     return solution
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .norms import column_norms, frobenius_norm
+from .norms import column_dots, column_norms, frobenius_norm
 
 __all__ = ["ALONE", "Group"]
 
@@ -78,9 +78,9 @@ class Group:
         del count
         return 0
 
-    def dot(self, u: np.ndarray, v: np.ndarray) -> float:
-        """Return uᵀ v."""
-        return float(u @ v)
+    def dots(self, U: np.ndarray, V: np.ndarray) -> list[float]:
+        """Return uᵀ v of each pair of columns of `(n, k)`."""
+        return column_dots(U, V)
 
     def norm(self, array: np.ndarray) -> float:
         """Return the root of the sum of squares; NaN or inf if there is one."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
 from .drift import Drift, drift, nearby
+from .group import Group
 from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
@@ -22,9 +23,10 @@ from .problem import Problem, raised, residual_on_host
 from .rounding import rounding
 from .sparse import CSR
 from .status import InputError, Status
-from .store import Entry, Ticket, store
+from .store import Entry, store
 from .system import System, solve_system
 from .tally import Tally
+from .ticket import Ticket
 from .verdict import EPS, ratio
 
 __all__ = ["batch_shape", "issue", "judge", "linear_solve", "solve"]
@@ -87,22 +89,25 @@ def _solve_linear(problem, batch, params, tally, x, status, tickets) -> None:
 
 def issue(
     system: System,
-    lanes: Sequence[int],
+    lanes: list[int],
     tally: Tally,
     status: np.ndarray,
     tickets: np.ndarray,
 ) -> None:
     """Account for the columns of a primal solve, and issue their tickets; failures become NaN."""
     tally.system(system.conditioning, system.solution, system.reuse)
-    for j, lane in enumerate(lanes):
-        ended, eta = system.status[j], system.eta[j]
-        if not tally.lane(lane, ended, primal=eta, error=system.error(j)):
-            system.value[:, j] = np.nan
-        status[lane] = ended
-        # A failed solve leaves NaN: no derivative at it can be trusted.
-        relative = eta * system.norm if ended is Status.SUCCESS else np.nan
-        iterations = iterations_of(system.solution)
-        store.issue(tickets[lane], system.entry, system.residual(j), relative, iterations)
+    ended, errors = system.status, [system.error(j) for j in range(len(lanes))]
+    for j in tally.columns(lanes, ended, primal=system.eta, error=errors):
+        system.value[:, j] = np.nan
+    # A failed solve leaves NaN: no derivative at it can be trusted.
+    relative = [
+        eta * system.norm if code is Status.SUCCESS else math.nan
+        for eta, code in zip(system.eta, ended, strict=True)
+    ]
+    iterations = iterations_of(system.solution)
+    store.issue(tickets, lanes, system.entry, system.defect, relative, iterations)
+    for lane, code in zip(lanes, ended, strict=True):
+        status[lane] = code
 
 
 def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
@@ -125,7 +130,8 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
             relative = Ticket.withheld
         values[lane] = value[: x.shape[-1]] if keep else np.nan
         status[lane] = ended
-        store.issue(tickets[lane], entry, F, relative, iterations_of(solution), near)
+        iterations = iterations_of(solution)
+        store.issue(tickets, [lane], entry, F.reshape(-1, 1), [relative], iterations, near)
 
 
 def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
@@ -245,7 +251,7 @@ def judge(
     problem: Problem,
     system: System,
     tags: np.ndarray,
-    lanes: Sequence[int],
+    lanes: list[int],
     tally: Tally,
     transposed: bool,
     rounded: Sequence[float] = (),
@@ -263,15 +269,13 @@ def judge(
     """
     tally.system(system.conditioning, system.solution, system.reuse)
     drifts: dict[bytes, Drift | None] = {}
-    for j, lane in enumerate(lanes):
-        λ = system.value[:, j]
-        relative = Ticket.residual(tags[j])
-        eta = max(ratio(relative, system.norm), EPS)
-        ended, doubt = system.status[j], system.solution.doubt
-        withheld = relative == Ticket.withheld and problem.policy.on_untrusted == "nan"
-        if withheld and ended is Status.NONFINITE_INPUT:
-            ended, doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
-        if ended is Status.SUCCESS and not doubt:
+    status, etas, errors, doubts = list(system.status), [], [], []
+    withholding = problem.policy.on_untrusted == "nan"
+    for j, relative in enumerate(Ticket.residuals(tags)):
+        eta, doubt = max(ratio(relative, system.norm), EPS), system.solution.doubt
+        if withholding and relative == Ticket.withheld and status[j] is Status.NONFINITE_INPUT:
+            status[j], doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
+        if status[j] is Status.SUCCESS and not doubt:
             doubt = _kink_within(system, eta)
         # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
         exact = transposed and not system.length[j]
@@ -287,17 +291,17 @@ def judge(
                 error = linear + far.error(system, j, assumed, transposed=transposed)
         if error is not None and rounded:
             error += rounded[j]
-        keep = tally.lane(
-            lane,
-            ended,
-            primal=eta,
-            linear=system.linear_residual[j],
-            error=error,
-            weighted=_dual_weighted_residual(problem, tags[j], λ) if transposed else None,
-            doubt=doubt,
-        )
-        if not keep:
-            λ[:] = np.nan
+        etas.append(eta)
+        errors.append(error)
+        doubts.append(doubt)
+    rejected = tally.columns(
+        lanes, status, primal=etas, error=errors, linear=system.linear_residual, doubt=doubts
+    )
+    if transposed:
+        products = _dual_weighted_residuals(system.group, system.value, tags)
+        tally.weigh(products, status)
+    for j in rejected:
+        system.value[:, j] = np.nan
 
 
 def _kink_within(system: System, eta: float) -> str:
@@ -309,10 +313,15 @@ def _kink_within(system: System, eta: float) -> str:
     return f"a kink is nearer (margin {margin:.1e}) than the solution is known ({error:.1e})"
 
 
-def _dual_weighted_residual(problem: Problem, ticket: np.ndarray, λ: np.ndarray) -> float | None:
-    """Return −λᵀF(x̂, θ), if the solve that the ticket names is remembered."""
-    F = store.residual(ticket)
-    known = F is not None and F.shape == λ.shape  # neither forgotten, nor of another problem
-    if problem.group.every(known) and F is not None:
-        return -problem.group.dot(λ, F)
-    return None
+def _dual_weighted_residuals(group: Group, λ: Any, tags: np.ndarray) -> list[float | None]:
+    """Return −λᵀF(x̂, θ) of each column whose solve is remembered."""
+    F = store.residuals(tags)
+    # Neither of another problem, nor elsewhere.
+    known = F is not None and type(F) is type(λ) and F.shape == λ.shape
+    if group.every(known) and F is not None:
+        return [-product for product in group.dots(λ, F)]
+    if len(tags) == 1:
+        return [None]
+    # They belong to several calls, or some are forgotten.
+    columns = [(λ[:, [j]], tags[j : j + 1]) for j in range(len(tags))]
+    return [p for pair in columns for p in _dual_weighted_residuals(group, *pair)]

@@ -36,14 +36,14 @@ def each_lane(
 
 def each_system(
     batch: tuple[int, ...], operands: Sequence[np.ndarray]
-) -> Iterator[tuple[Index, Sequence[int], list[np.ndarray]]]:
+) -> Iterator[tuple[Index, list[int], list[np.ndarray]]]:
     """Yield every distinct operator, with the index and the numbers of the lanes that share it.
 
     The index holds a slice along the axes over which no operand varies: right-hand sides there are
     columns of one system.
     """
     if not batch:
-        yield (), (0,), list(operands)
+        yield (), [0], list(operands)
         return
     lanes = np.arange(math.prod(batch)).reshape(batch)
     shared = [all(a.shape[axis] == 1 for a in operands) for axis in range(len(batch))]

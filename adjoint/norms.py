@@ -1,4 +1,4 @@
-"""Euclidean norms that neither overflow nor underflow on the way."""
+"""Inner products, and Euclidean norms that neither overflow nor underflow on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["column_norms", "frobenius_norm"]
+__all__ = ["column_dots", "column_norms", "frobenius_norm"]
 
 
 def frobenius_norm(array: np.ndarray) -> float:
@@ -25,7 +25,9 @@ def frobenius_norm(array: np.ndarray) -> float:
 def column_norms(V: np.ndarray) -> list[float]:
     """Return the Euclidean norm of each column of `(n, k)`; NaN or inf where one is not finite."""
     if V.shape[1] == 1:
-        return [frobenius_norm(V[:, 0])]
+        v = V[:, 0]
+        squares = float(v.dot(v))
+        return [math.sqrt(squares) if 1e-290 < squares < 1e290 else frobenius_norm(v)]
     if V.shape[1] <= 4:
         return [frobenius_norm(column) for column in V.T]
     squares = np.einsum("ij,ij->j", V, V).tolist()
@@ -33,3 +35,10 @@ def column_norms(V: np.ndarray) -> list[float]:
         math.sqrt(s) if 1e-290 < s < 1e290 else frobenius_norm(V[:, j])
         for j, s in enumerate(squares)
     ]
+
+
+def column_dots(U: np.ndarray, V: np.ndarray) -> list[float]:
+    """Return uᵀ v of each pair of columns of `(n, k)`."""
+    if U.shape[1] == 1:
+        return [float(U[:, 0] @ V[:, 0])]
+    return np.einsum("ij,ij->j", U, V).tolist()

@@ -22,9 +22,10 @@ from .operators import Operator
 from .problem import Problem
 from .session import OnDevice, Session
 from .status import Status
-from .store import Entry, Ticket, store
+from .store import Entry, store
 from .system import System, judged
 from .tally import Tally
+from .ticket import Ticket
 
 __all__ = ["callback", "linear_solve", "solve"]
 
@@ -36,8 +37,14 @@ class _Columns:
         self.vectors = list(vectors)
         self.shape = n, len(self.vectors)
 
-    def __getitem__(self, index: tuple[slice, int]) -> Any:
-        return self.vectors[index[1]]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(v.nbytes for v in self.vectors)
+
+    def __getitem__(self, index: tuple[slice, Any]) -> Any:
+        n, j = self.shape[0], index[1]
+        return self.vectors[j] if isinstance(j, int) else _Columns(n, [self.vectors[i] for i in j])
 
     def __setitem__(self, index: tuple[slice, int], number: float) -> None:
         self.vectors[index[1]][:] = number
@@ -51,6 +58,9 @@ class _Lengths(Group):
 
     def norms(self, V: Any) -> list[float]:
         return column_norms(V) if isinstance(V, np.ndarray) else [v.norm() for v in V.vectors]
+
+    def dots(self, U: Any, V: Any) -> list[float]:
+        return [u @ v for u, v in zip(U.vectors, V.vectors, strict=True)]
 
 
 class _Products(Operator):

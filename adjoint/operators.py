@@ -85,8 +85,9 @@ class Dense(Operator):
         return operands[0]
 
     def apply(self, operands, v, *, transposed):
-        """Multiply in NumPy."""
-        return (operands[0].T if transposed else operands[0]) @ v
+        """Multiply in NumPy; of a matrix, columns lie together as they do in v."""
+        A = operands[0].T if transposed else operands[0]
+        return A @ v if v.ndim == 1 else (v.T @ A.T).T
 
     def norm(self, operands):
         """Return the Frobenius norm."""
@@ -116,7 +117,7 @@ class Sparse(Operator):
         """Multiply in NumPy, column by column."""
         if v.ndim == 2:
             columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
-            return np.stack(columns, axis=1)
+            return np.stack(columns).T
         p, (values,) = self.pattern, operands
         to, of = (p.indices, p.rows) if transposed else (p.rows, p.indices)
         return np.bincount(to, values * v[of], minlength=self.n)
@@ -170,7 +171,7 @@ class MatrixFree(Operator):
         """Multiply through JAX on the second client."""
         if v.ndim == 2:
             columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
-            return np.stack(columns, axis=1)
+            return np.stack(columns).T
         forward, backward, _ = _nested_products(self)
         return (backward if transposed else forward)(v, *operands)
 

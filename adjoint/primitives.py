@@ -37,7 +37,7 @@ from .jax_compat import (
 )
 from .params_product import params_product
 from .problem import Problem
-from .store import Ticket
+from .ticket import Ticket
 
 __all__ = ["attach_p", "linear_solve_p", "solve_p"]
 

@@ -8,8 +8,6 @@ that was evicted, or belongs to another process, is made again.
 from __future__ import annotations
 
 import os
-import secrets
-import struct
 import sys
 import threading
 import weakref
@@ -23,14 +21,14 @@ import numpy as np
 from .buffers import buffers
 from .forks import renewed_after_forks
 from .group import ALONE, Group
+from .ticket import Ticket
 
-__all__ = ["Entry", "Store", "Ticket", "default_limit", "store"]
+__all__ = ["Entry", "Store", "default_limit", "store"]
 
-_NONCE = secrets.randbits(32)
 _FOLD = 512  # width to which a large array is folded before it is hashed
 _SMALL = 4096  # bytes up to which numbers are compared as one string
 _SOLVES = 4096  # finished solves that are remembered for their residual vectors
-_SPENT = 64  # the part of the limit that is for work whose derivative was taken
+_SPENT = 64  # the part of the limit that is for work whose derivative was taken, at first
 _GHOSTS = 512  # how much evicted work is remembered by its digest
 
 
@@ -81,47 +79,22 @@ class Entry:
         return self.key == key and all(map(_identical, self.operands, operands))
 
 
-class Ticket:
-    """What travels through JAX beside the operands, as four uint32 numbers.
+class _Solves(NamedTuple):
+    """Finished solves with one entry.
 
-    They are: a counter, a nonce of this process, the relative primal residual (the bits of a
-    float32), and the number of iterations.
+    Attributes:
+        first: Number of the first.
+        entry: What served them.
+        F: Their residual vectors `(n, k)`.
+        near: F near the solution.
+        nbytes: Bytes that each of them holds.
     """
 
-    size = 4
-    # The residual of a solution in doubt, in whose place the policy returned NaN: no failure.
-    withheld = -1.0
-    _layout = struct.Struct("=IIfI")
-
-    @classmethod
-    def write(cls, ticket: np.ndarray, counter: int, residual: float, iterations: int) -> None:
-        """Write a ticket into four uint32 numbers."""
-        residual = min(residual, 3e38)  # of float32
-        iterations = min(max(iterations, 0), 0xFFFFFFFF)
-        cls._layout.pack_into(ticket.data, 0, counter, _NONCE, residual, iterations)
-
-    @classmethod
-    def residual(cls, ticket: np.ndarray) -> float:
-        """Return the relative primal residual."""
-        return cls._layout.unpack(ticket.tobytes())[2]
-
-    @classmethod
-    def counter(cls, ticket: np.ndarray) -> int | None:
-        """Return the counter, if the ticket is of this process."""
-        counter, nonce, _, _ = cls._layout.unpack(ticket.tobytes())
-        return counter if nonce == _NONCE else None
-
-
-class _Solve(NamedTuple):
-    """A finished solve: its entry, its residual vector, and F near its solution."""
-
+    first: int
     entry: weakref.ref[Entry] | None
     F: np.ndarray
     near: Any
-
-    @property
-    def nbytes(self) -> int:
-        return self.F.nbytes + (0 if self.near is None else self.near.nbytes)
+    nbytes: int
 
 
 class Store:
@@ -129,7 +102,7 @@ class Store:
 
     Work whose derivative was taken is *spent*: in a loop with new numbers in every step nobody asks
     for it again, and to write each factor to memory that was not used for long is slow. So little
-    of it is kept, until somebody does ask for what is gone: from then on all may stay.
+    of it is kept, and twice as much each time that somebody does ask for what is gone.
 
     Args:
         limit: Bytes that the store may hold.
@@ -140,14 +113,14 @@ class Store:
         self.nbytes = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._buckets: dict[int | bytes, list[Entry]] = {}
-        self._solves: OrderedDict[int | None, _Solve] = OrderedDict()
+        self._solves: OrderedDict[int | None, _Solves] = OrderedDict()
         self._solve_bytes = 0
         self._counter = 0
         self._lock = threading.Lock()
         self._spent: OrderedDict[int, Entry] = OrderedDict()
         self._spent_bytes = 0
         self._ghosts: OrderedDict[int, None] = OrderedDict()
-        self._asked_again = False
+        self._share = 1  # of _SPENT
 
     def find(
         self,
@@ -168,8 +141,8 @@ class Store:
             entry, found = self._find_alone(key, operands, ticket)
         if found != "new":
             self._touch(entry, spent=ticket is not None)
-        elif not self._asked_again and hash((key, entry.digest)) in self._ghosts:
-            self._asked_again = True
+        elif self._share < _SPENT and hash((key, entry.digest)) in self._ghosts:
+            self._share *= 2
         return entry, found
 
     def _find_alone(
@@ -236,28 +209,53 @@ class Store:
 
     def issue(
         self,
-        ticket: np.ndarray,
+        tickets: np.ndarray,
+        lanes: Sequence[int],
         entry: Entry | None,
         F: np.ndarray,
-        relative: float,
+        relative: Sequence[float],
         iterations: int,
         near: Any = None,
     ) -> None:
-        """Remember a finished solve, its residual vector and its entry, and write its ticket."""
-        solve = _Solve(None if entry is None else weakref.ref(entry), F, near)
+        """Remember k finished solves with one entry, and write their tickets.
+
+        Args:
+            tickets: Of all lanes, `(lanes, 4)`.
+            lanes: The lane of each.
+            entry: What served them.
+            F: Their residual vectors `(n, k)`.
+            relative: The relative residual of each.
+            iterations: Of the library.
+            near: F near the solution.
+        """
+        k, served = len(relative), None if entry is None else weakref.ref(entry)
+        nbytes = (F.nbytes + (0 if near is None else near.nbytes)) // k
         with self._lock:
-            self._counter = counter = (self._counter + 1) & 0xFFFFFFFF
-            self._solves[counter] = solve
-            self._solve_bytes += solve.nbytes
+            first = self._counter + 1 if self._counter + k <= Ticket.last else 0
+            self._counter = first + k - 1
+            solves = _Solves(first, served, F, near, nbytes)
+            for counter in range(first, first + k):
+                self._solves[counter] = solves
+            self._solve_bytes += k * nbytes
             while len(self._solves) > _SOLVES or self._solve_bytes > self.limit // 16:
                 _, oldest = self._solves.popitem(last=False)
                 self._solve_bytes -= oldest.nbytes
-        Ticket.write(ticket, counter, relative, iterations)
+        Ticket.write(tickets, lanes, first, relative, iterations)
 
     def residual(self, ticket: np.ndarray) -> np.ndarray | None:
         """Return the residual vector F(x̂, θ) of the solve that a ticket names, if it is held."""
-        solve = self._solves.get(Ticket.counter(ticket))
-        return None if solve is None else solve.F
+        counter = Ticket.counter(ticket)
+        solves = self._solves.get(counter)
+        return None if solves is None else solves.F[:, counter - solves.first]  # type: ignore[operator]
+
+    def residuals(self, tickets: np.ndarray) -> np.ndarray | None:
+        """Return the residual vectors `(n, k)` of k solves, if they had one entry and are held."""
+        counters = Ticket.counters(tickets)
+        solves = self._solves.get(counters[0])
+        if solves is None or any([self._solves.get(each) is not solves for each in counters]):
+            return None
+        columns = [counter - solves.first for counter in counters]  # type: ignore[operator]
+        return solves.F if columns == list(range(solves.F.shape[1])) else solves.F[:, columns]
 
     def nearby(self, ticket: np.ndarray) -> Any:
         """Return F near the solution of the solve that a ticket names, if it is held."""
@@ -277,7 +275,7 @@ class Store:
             self._solves.clear()
             self._spent.clear()
             self._ghosts.clear()
-            self._asked_again = False
+            self._share = 1
             buffers.clear()
             self.nbytes = self._solve_bytes = self._spent_bytes = 0
 
@@ -301,7 +299,7 @@ class Store:
                 return
             self._spent[id(entry)] = entry
             self._spent_bytes += entry.nbytes
-            most = self.limit if self._asked_again else self.limit // _SPENT
+            most = self._share * self.limit // _SPENT
             while self._spent_bytes > most and len(self._spent) > 1:
                 self._evict(next(iter(self._spent.values())))
 

@@ -20,7 +20,8 @@ from .operators import Operator
 from .policy import Policy
 from .problem import Problem
 from .status import Status
-from .store import Entry, Ticket, store
+from .store import Entry, store
+from .ticket import Ticket
 from .verdict import EPS, Conditioning, not_solved, ratio, singular
 
 __all__ = ["System", "judged", "solve_system"]
@@ -43,6 +44,7 @@ class System:
         solution: What the library returned.
         reuse: Where the factorisation came from, `""` if there is none.
         entry: What the store holds of J.
+        group: Measures values and defects.
     """
 
     value: np.ndarray
@@ -57,11 +59,7 @@ class System:
     solution: Solution
     reuse: str
     entry: Entry
-
-    def residual(self, j: int) -> np.ndarray:
-        """Return the residual vector of column j, on its own."""
-        column = self.defect[:, j]
-        return column if self.defect.shape[1] == 1 else column.copy()
+    group: Group
 
     def error(self, j: int, eta_primal: float = 0.0) -> float | None:
         """Return the error estimate of column j.
@@ -213,6 +211,7 @@ def judged(
         solution=solution,
         reuse=reuse,
         entry=entry,
+        group=group,
     )
 
 
@@ -227,7 +226,7 @@ def _defects(
     """Return the worst that this system left over, and that the differentiated solves did."""
     j = max(range(len(eta)), key=eta.__getitem__)
     found = {"linear": Defect(defect[:, j].copy(), eta[j], transposed)}
-    primal = [Ticket.residual(ticket) for ticket in tickets]
+    primal = Ticket.residuals(tickets)
     j = max(range(len(primal)), key=primal.__getitem__)
     F = store.residual(tickets[j])
     known = F is not None and F.shape == defect[:, 0].shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Sequence
 
 from . import record
 from .contract import Solution
@@ -65,6 +66,38 @@ class Tally:
         if conditioning and not (worst and conditioning.value <= worst.value):
             self._conditioning = conditioning
 
+    def columns(
+        self,
+        lanes: Sequence[int],
+        status: Sequence[Status],
+        *,
+        primal: Sequence[float],
+        error: Sequence[float | None],
+        linear: Sequence[float] = (),
+        doubt: Sequence[str] = (),
+    ) -> list[int]:
+        """Account for the lanes that share an operator; return the columns to be held back.
+
+        Where all is well, nobody looks at each of them.
+        """
+        several = len(lanes) > 1 and None not in error and not any(doubt)
+        if several and status.count(Status.SUCCESS) == len(lanes):
+            largest: float = _largest(error)  # type: ignore[arg-type]
+            if self.direction == "primal" or largest <= self.policy.gradient_tol:
+                self._lanes += len(lanes)
+                self._primal = _worst(self._primal, _largest(primal))
+                self._linear = _worst(self._linear, _largest(linear) if linear else None)
+                self._error = _worst(self._error, largest)
+                return []
+        rejected = []
+        for j, lane in enumerate(lanes):
+            of_v, why = linear[j] if linear else None, doubt[j] if doubt else ""
+            if not self.lane(
+                lane, status[j], primal=primal[j], linear=of_v, error=error[j], doubt=why
+            ):
+                rejected.append(j)
+        return rejected
+
     def lane(
         self,
         lane: int,
@@ -73,7 +106,6 @@ class Tally:
         primal: float | None = None,
         linear: float | None = None,
         error: float | None = None,
-        weighted: float | None = None,
         doubt: str = "",
     ) -> bool:
         """Account for one lane; return whether its result may be handed out."""
@@ -85,10 +117,6 @@ class Tally:
             self._failed = (*self._failed, (lane, status))
             return False
         self._error = _worst(self._error, error)
-        if weighted is not None and (
-            self._weighted is None or not abs(weighted) <= abs(self._weighted)
-        ):
-            self._weighted = weighted
         # The error of a solution is for its derivatives to be judged by; a doubt is the solver's.
         within = self.direction == "primal" or error is None or error <= self.policy.gradient_tol
         if within and not doubt:
@@ -96,6 +124,15 @@ class Tally:
         self._untrusted = (*self._untrusted, lane)
         self._doubt = self._doubt or doubt
         return self.policy.on_untrusted != "nan"
+
+    def weigh(self, products: Sequence[float | None], status: Sequence[Status]) -> None:
+        """Account for −λᵀF of columns, where it is known and they succeeded."""
+        worst = self._weighted
+        for product, ended in zip(products, status, strict=True):
+            known = product is not None and ended is Status.SUCCESS
+            if known and (worst is None or not abs(product) <= abs(worst)):  # type: ignore[arg-type]
+                worst = product
+        self._weighted = worst
 
     def close(self) -> None:
         """Write the record; then raise, warn, or keep silent, as the policy says."""
@@ -167,3 +204,8 @@ def _worst(a: float | None, b: float | None) -> float | None:
     if a is None or b is None:
         return b if a is None else a
     return b if b > a or math.isnan(b) else a
+
+
+def _largest(numbers: Sequence[float]) -> float:
+    """Return the largest of numbers that are not negative; NaN if there is one."""
+    return math.nan if math.isnan(sum(numbers)) else max(numbers)

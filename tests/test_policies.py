@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import backsolve
 from backsolve import (
@@ -20,6 +22,8 @@ from backsolve import (
     UntrustedGradientWarning,
     lapack,
 )
+from backsolve.adjoint.policy import current_policy
+from backsolve.adjoint.tally import Tally
 
 RNG = np.random.default_rng(11)
 GOOD = RNG.standard_normal((4, 4)) + 4 * np.eye(4)
@@ -138,6 +142,43 @@ def test_in_a_batch_only_untrusted_lanes_become_nan(mode):
         np.testing.assert_allclose(b_bar[lane], λ, rtol=1e-12)
         x = np.linalg.solve(matrices[lane], B)
         np.testing.assert_allclose(A_bar[lane], -np.outer(λ, x), rtol=1e-11)
+
+
+NUMBERS = st.sampled_from([0.0, 1e-9, 1e-4, 2e-4, 1.0, np.inf, np.nan])
+
+
+@given(
+    columns=st.lists(
+        st.tuples(
+            st.sampled_from([Status.SUCCESS] * 8 + [Status.SINGULAR, Status.NOT_SOLVED]),
+            NUMBERS,
+            NUMBERS,
+            st.none() | NUMBERS,
+            st.sampled_from([""] * 8 + ["a kink"]),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    direction=st.sampled_from(["primal", "adjoint"]),
+    on_untrusted=st.sampled_from(["ignore", "nan"]),
+)
+@example([(Status.SUCCESS, 0.0, 0.0, e, "") for e in (0.0, np.nan)], "adjoint", "nan")
+@example([(Status.SUCCESS, 0.0, 0.0, e, "") for e in (1e-9, None)], "adjoint", "nan")
+def test_columns_are_accounted_for_as_they_would_be_one_by_one(columns, direction, on_untrusted):
+    chosen = current_policy(on_failure="nan", on_untrusted=on_untrusted)
+    status, primal, linear, error, doubt = map(list, zip(*columns, strict=True))
+    together, alone = Tally(chosen, "s", direction), Tally(chosen, "s", direction)
+    lanes = list(range(10, 10 + len(columns)))
+    rejected = together.columns(
+        lanes, status, primal=primal, linear=linear, error=error, doubt=doubt
+    )
+    kept = [
+        alone.lane(lane, ended, primal=p, linear=v, error=e, doubt=why)
+        for lane, (ended, p, v, e, why) in zip(lanes, columns, strict=True)
+    ]
+    assert rejected == [j for j, keep in enumerate(kept) if not keep]
+    found = [sorted({**vars(t), "_start": 0.0}.items()) for t in (together, alone)]
+    assert str(found[0]) == str(found[1])  # in which NaN is NaN
 
 
 @both_modes

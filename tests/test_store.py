@@ -1,5 +1,6 @@
 """The store saves time and never changes an answer: bounded, cleared, shared by threads."""
 
+import functools
 import gc
 import random
 import sys
@@ -16,7 +17,8 @@ import backsolve
 from backsolve.adjoint.policy import current_policy
 from backsolve.adjoint.primitives import linear_solve_p, solve_p
 from backsolve.adjoint.problem import make_problem
-from backsolve.adjoint.store import Ticket, default_limit
+from backsolve.adjoint.store import default_limit
+from backsolve.adjoint.ticket import Ticket
 from backsolve.adjoint.trees import Tree
 from backsolve.wrappers.lapack import LAPACK
 
@@ -287,6 +289,61 @@ def test_tickets_survive_the_end_of_the_counter(store, close):
         gradients = jax.grad(_loss(backsolve.lapack.solve), (0, 1))(a, B6)
         close(gradients, jax.grad(_loss(jnp.linalg.solve), (0, 1))(a, B6), 1e-12)
     assert 0 < store._counter < 10
+
+
+def _issued(store, lanes, total=5):
+    F = np.random.default_rng(lanes).standard_normal((3, len(lanes)))
+    tickets = np.zeros((total, Ticket.size), np.uint32)
+    store.issue(tickets, lanes, None, F, [0.5 + lane for lane in lanes], 7)
+    return F, tickets
+
+
+def test_each_lane_has_the_ticket_of_its_column(store):
+    lanes = [4, 0, 3]
+    F, tickets = _issued(store, lanes)
+    for j, lane in enumerate(lanes):
+        np.testing.assert_array_equal(store.residual(tickets[lane]), F[:, j])
+    assert Ticket.residuals(tickets) == [0.5, 0.0, 0.0, 3.5, 4.5]
+    assert tickets[lanes, 3].tolist() == [7, 7, 7]
+    assert not tickets[[1, 2]].any()
+
+
+def test_residual_vectors_of_several_solves_are_those_of_each(store):
+    F, tickets = _issued(store, [0, 1, 2])
+    other, more = _issued(store, [1])
+    np.testing.assert_array_equal(store.residuals(tickets[:3]), F)
+    np.testing.assert_array_equal(store.residuals(tickets[[2, 0, 0]]), F[:, [2, 0, 0]])
+    np.testing.assert_array_equal(store.residuals(more[[1, 1]]), other[:, [0, 0]])
+    foreign = tickets[:3].copy()
+    foreign[1, 1] ^= 1
+    for of_no_one_call in [np.stack([tickets[0], more[1]]), foreign, tickets[2:4]]:
+        assert store.residuals(of_no_one_call) is None
+
+
+def test_the_columns_of_one_call_have_numbers_in_a_row_at_the_end_of_the_counter(store):
+    store._counter = 0xFFFFFFFD
+    F, tickets = _issued(store, [0, 1, 2])
+    assert tickets[:3, 0].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(store.residuals(tickets[:3]), F)
+
+
+@pytest.mark.parametrize("named", ["own", "first", "some forgotten"])
+def test_the_dual_weighted_residual_of_a_batch_is_the_largest_of_its_columns(named, store):
+    tickets = np.stack([_solve(A6, k * B6)[1] for k in (1.0, 2.0, 3.0)])
+    if named == "first":
+        tickets[:] = tickets[0]
+    if named == "some forgotten":
+        tickets[1] = 0
+    cotangents = np.stack([C6, -C6, 5 * C6])
+    λ = np.linalg.solve(np.asarray(A6).T, cotangents.T)
+    F = [store.residual(ticket) for ticket in tickets]
+    products = [-λ[:, j] @ F[j] for j in range(3) if F[j] is not None]
+    solve = functools.partial(linear_solve_p.bind, problem=_problem(6), transposed=True)
+    with backsolve.record() as log:
+        (found,) = jax.vmap(solve, (None, 0, 0))(A6, jnp.asarray(cotangents), jnp.asarray(tickets))
+        log.wait(found)
+    assert log[0].lanes == 3
+    assert log[0].dual_weighted_residual == pytest.approx(max(products, key=abs), rel=1e-6)
 
 
 def test_a_ticket_is_remembered_for_thousands_of_solves_and_then_costs_a_comparison(store):

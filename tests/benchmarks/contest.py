@@ -7,7 +7,7 @@ import time
 import warnings
 
 from rows import Row, save
-from side_by_side import RESULTS, Timing, in_turn, milliseconds, prepare
+from side_by_side import RESULTS, Timing, in_turn, milliseconds, prepare, scaled
 
 __all__ = ["Contest", "add_options", "chosen", "quiet"]
 
@@ -40,13 +40,13 @@ class Contest:
             n: Its size.
             methods: Of class `Peer`.
             problem: The arguments of their `make`.
-            points: Where they are called, see `in_turn`; at the first one for a start.
+            points: Where they are called, see `in_turn`; near the first one for a start.
             error: Takes a point's number and a result; see `in_turn`.
             without: Why methods that are dense cannot take part; empty if they can.
         """
         print(f"==> {kind}, n = {n}", flush=True)
         timings, calls = {method.name: Timing() for method in methods}, {}
-        for method in methods:
+        for number, method in enumerate(methods, 1):
             timing, likely = timings[method.name], self.expected(kind, n, method.name)
             if importlib.util.find_spec(method.package) is None:
                 timing.why = "not installed"
@@ -56,7 +56,8 @@ class Contest:
                 timing.why = f"some {likely:.0f} s a call to be expected"
             else:
                 start = time.perf_counter()
-                call = prepare(method, timing, problem, points[0], self.first)
+                point = scaled(points[0], 1 + 1e-5 * number)  # no numbers come again
+                call = prepare(method, timing, problem, point, self.first)
                 taken = time.perf_counter() - start
                 if call is not None:
                     calls[method.name] = call

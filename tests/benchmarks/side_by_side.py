@@ -24,6 +24,7 @@ __all__ = [
     "milliseconds",
     "prepare",
     "provenance",
+    "scaled",
     "seconds",
     "table",
 ]
@@ -93,6 +94,11 @@ def first_line(error):
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
+def scaled(point, factor):
+    """Return a point with all its numbers times a factor."""
+    return jax.tree.map(lambda a: a * factor, point)
+
+
 def prepare(method, timing, problem, point, limit):
     """Return a method's function after a first call; None, and why, if that is no success.
 
@@ -131,17 +137,14 @@ def in_turn(calls, timings, points, limit, error):
     rng, calls = np.random.default_rng(0), dict(calls)
     factors = {name: 1 + 1e-14 * number for number, name in enumerate(calls)}
 
-    def near(point, name, step=0.0):
-        return jax.tree.map(lambda a: a * (factors[name] + step), point)
-
     for number, point in enumerate(points):
         for name in rng.permutation(list(calls)):  # nobody always comes after the same one
             timing = timings[name]
             try:
                 if timing.times[-1:] < [1.0]:
                     # Puts the method back into the processor's caches.
-                    calls[name](near(point, name, 1e-6))
-                argument = jax.block_until_ready(near(point, name))
+                    calls[name](scaled(point, factors[name] + 1e-6))
+                argument = jax.block_until_ready(scaled(point, factors[name]))
                 start = time.process_time()
                 taken, found = seconds(calls[name], argument)
                 timing.cpus.append(time.process_time() - start)

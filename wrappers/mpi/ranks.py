@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from backsolve.adjoint.group import Group
-from backsolve.adjoint.norms import column_norms, frobenius_norm
+from backsolve.adjoint.norms import column_dots, column_norms, frobenius_norm
 from backsolve.adjoint.status import InputError, SolverError, Status
 
 __all__ = ["Ranks", "end_first"]
@@ -192,9 +192,9 @@ class Ranks(Group):
         """Return the sum of the counts of lower ranks."""
         return self.comm.scan(count) - count
 
-    def dot(self, u, v):
-        """Return uᵀ v."""
-        return float(self.sum(np.array([u @ v]))[0])
+    def dots(self, U, V):
+        """Return uᵀ v of each pair of columns."""
+        return self.sum(np.array(column_dots(U, V))).tolist()
 
     def norm(self, array):
         """Return the root of the sum of squares."""
