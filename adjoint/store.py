@@ -28,7 +28,7 @@ __all__ = ["Entry", "Store", "default_limit", "store"]
 _FOLD = 512  # width to which a large array is folded before it is hashed
 _SMALL = 4096  # bytes up to which numbers are compared as one string
 _SOLVES = 4096  # finished solves that are remembered for their residual vectors
-_SPENT = 64  # the part of the limit that is for work whose derivative was taken, at first
+_SPENT = 1024  # the part of the limit that is for work whose derivative was taken, at first
 _GHOSTS = 512  # how much evicted work is remembered by its digest
 
 

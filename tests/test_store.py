@@ -390,7 +390,7 @@ def test_many_forward_solves_before_their_derivatives_are_all_kept(store):
     consistent(store)
 
 
-def test_matrices_that_come_again_and_again_are_kept_from_the_second_time_on(store):
+def test_matrices_that_come_again_and_again_are_soon_kept(store):
     store.limit = 64 * 100_000
     gradient = jax.grad(_loss(backsolve.lapack.solve), 1)
     made = []
@@ -400,8 +400,9 @@ def test_matrices_that_come_again_and_again_are_kept_from_the_second_time_on(sto
                 gradient(matrix(40, seed), vector(40, seed))
         made.append(len(factored(log)))
         consistent(store)
-    assert made[0] == 12
-    assert made[2:] == [0, 0]
+    assert made[:2] == [12, 12]
+    assert made[2] <= 5  # each that is asked for doubles what is kept
+    assert made[3] == 0
     store.clear()
     for seed in range(40):
         gradient(matrix(40, seed), vector(40, seed))
