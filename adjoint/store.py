@@ -87,14 +87,22 @@ class _Solves(NamedTuple):
         entry: What served them.
         F: Their residual vectors `(n, k)`.
         near: F near the solution.
-        nbytes: Bytes that each of them holds.
     """
 
     first: int
     entry: weakref.ref[Entry] | None
     F: np.ndarray
     near: Any
-    nbytes: int
+
+    @property
+    def counters(self) -> range:
+        """Their numbers."""
+        return range(self.first, self.first + self.F.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they hold."""
+        return self.F.nbytes + (0 if self.near is None else self.near.nbytes)
 
 
 class Store:
@@ -229,18 +237,23 @@ class Store:
             near: F near the solution.
         """
         k, served = len(relative), None if entry is None else weakref.ref(entry)
-        nbytes = (F.nbytes + (0 if near is None else near.nbytes)) // k
         with self._lock:
             first = self._counter + 1 if self._counter + k <= Ticket.last else 0
             self._counter = first + k - 1
-            solves = _Solves(first, served, F, near, nbytes)
-            for counter in range(first, first + k):
+            solves = _Solves(first, served, F, near)
+            for counter in solves.counters:
                 self._solves[counter] = solves
-            self._solve_bytes += k * nbytes
-            while len(self._solves) > _SOLVES or self._solve_bytes > self.limit // 16:
-                _, oldest = self._solves.popitem(last=False)
-                self._solve_bytes -= oldest.nbytes
+            self._solve_bytes += solves.nbytes
+            most, limit = max(_SOLVES, k), self.limit // 16
+            while self._solves and (len(self._solves) > most or self._solve_bytes > limit):
+                self._forget(next(iter(self._solves.values())))
         Ticket.write(tickets, lanes, first, relative, iterations)
+
+    def _forget(self, solves: _Solves) -> None:
+        # All of them: they hold the memory together.
+        for counter in solves.counters:
+            self._solves.pop(counter, None)
+        self._solve_bytes -= solves.nbytes
 
     def residual(self, ticket: np.ndarray) -> np.ndarray | None:
         """Return the residual vector F(x̂, θ) of the solve that a ticket names, if it is held."""
@@ -255,7 +268,7 @@ class Store:
         if solves is None or any([self._solves.get(each) is not solves for each in counters]):
             return None
         columns = [counter - solves.first for counter in counters]  # type: ignore[operator]
-        return solves.F if columns == list(range(solves.F.shape[1])) else solves.F[:, columns]
+        return solves.F if columns == list(range(len(solves.counters))) else solves.F[:, columns]
 
     def nearby(self, ticket: np.ndarray) -> Any:
         """Return F near the solution of the solve that a ticket names, if it is held."""

@@ -327,6 +327,20 @@ def test_the_columns_of_one_call_have_numbers_in_a_row_at_the_end_of_the_counter
     np.testing.assert_array_equal(store.residuals(tickets[:3]), F)
 
 
+def test_solves_of_one_call_are_forgotten_together(store):
+    _, early = _issued(store, list(range(3000)), 3000)
+    _, late = _issued(store, list(range(3000)), 3000)
+    assert {store.residual(ticket) is None for ticket in early} == {True}
+    assert {store.residual(ticket) is None for ticket in late} == {False}
+    F, many = _issued(store, list(range(5000)), 5000)  # more than are remembered of several calls
+    np.testing.assert_array_equal(store.residuals(many), F)
+    assert store.residual(late[0]) is None
+    assert store._solve_bytes == F.nbytes
+    store.limit = 16 * F.nbytes - 16  # nothing of what cannot be held as a whole
+    _issued(store, list(range(5000)), 5000)
+    assert not store._solves and store._solve_bytes == 0
+
+
 @pytest.mark.parametrize("named", ["own", "first", "some forgotten"])
 def test_the_dual_weighted_residual_of_a_batch_is_the_largest_of_its_columns(named, store):
     tickets = np.stack([_solve(A6, k * B6)[1] for k in (1.0, 2.0, 3.0)])
