@@ -131,7 +131,8 @@ def _solve_general(problem, batch, params, tally, x, status, tickets) -> None:
         values[lane] = value[: x.shape[-1]] if keep else np.nan
         status[lane] = ended
         iterations = iterations_of(solution)
-        store.issue(tickets, [lane], entry, F.reshape(-1, 1), [relative], iterations, near)
+        F = np.asarray(F).reshape(-1, 1)
+        store.issue(tickets, [lane], entry, F, [relative], iterations, near)
 
 
 def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
@@ -322,6 +323,7 @@ def _dual_weighted_residuals(group: Group, λ: Any, tags: np.ndarray) -> list[fl
         return [-product for product in group.dots(λ, F)]
     if len(tags) == 1:
         return [None]
-    # They belong to several calls, or some are forgotten.
-    columns = [(λ[:, [j]], tags[j : j + 1]) for j in range(len(tags))]
-    return [p for pair in columns for p in _dual_weighted_residuals(group, *pair)]
+    # They do not hold together, or some are forgotten.
+    middle, everything = len(tags) // 2, list(range(len(tags)))
+    halves = everything[:middle], everything[middle:]
+    return [p for j in halves for p in _dual_weighted_residuals(group, λ[:, j], tags[j])]

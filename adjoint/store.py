@@ -28,8 +28,9 @@ __all__ = ["Entry", "Store", "default_limit", "store"]
 _FOLD = 512  # width to which a large array is folded before it is hashed
 _SMALL = 4096  # bytes up to which numbers are compared as one string
 _SOLVES = 4096  # finished solves that are remembered for their residual vectors
-_SPENT = 1024  # the part of the limit that is for work whose derivative was taken, at first
-_GHOSTS = 512  # how much evicted work is remembered by its digest
+_TOGETHER = 1024  # of them, at most, in one piece of memory
+_SPENT = 1024  # how many parts of the limit there are: one is for spent work, at first
+_GHOSTS = 4096  # how much evicted work is remembered by its digest
 
 
 class Entry:
@@ -80,7 +81,7 @@ class Entry:
 
 
 class _Solves(NamedTuple):
-    """Finished solves with one entry.
+    """Finished solves of one call with one entry.
 
     Attributes:
         first: Number of the first.
@@ -127,8 +128,8 @@ class Store:
         self._lock = threading.Lock()
         self._spent: OrderedDict[int, Entry] = OrderedDict()
         self._spent_bytes = 0
-        self._ghosts: OrderedDict[int, None] = OrderedDict()
-        self._share = 1  # of _SPENT
+        self._ghosts: OrderedDict[int, bool] = OrderedDict()
+        self._share = 1  # of _SPENT parts of the limit, for spent work
 
     def find(
         self,
@@ -149,8 +150,8 @@ class Store:
             entry, found = self._find_alone(key, operands, ticket)
         if found != "new":
             self._touch(entry, spent=ticket is not None)
-        elif self._share < _SPENT and hash((key, entry.digest)) in self._ghosts:
-            self._share *= 2
+        elif self._ghosts.pop(hash((key, entry.digest)), False):
+            self._share = min(2 * self._share, _SPENT)
         return entry, found
 
     def _find_alone(
@@ -211,7 +212,9 @@ class Store:
         bucket.remove(entry)
         if not bucket:
             del self._buckets[entry.digest]
-        self._ghosts[hash((entry.key, entry.digest))] = None
+        ghost = hash((entry.key, entry.digest))
+        self._ghosts[ghost] = True
+        self._ghosts.move_to_end(ghost)
         while len(self._ghosts) > _GHOSTS:
             self._ghosts.popitem(last=False)
 
@@ -225,7 +228,7 @@ class Store:
         iterations: int,
         near: Any = None,
     ) -> None:
-        """Remember k finished solves with one entry, and write their tickets.
+        """Remember k finished solves of one call with one entry, and write their tickets.
 
         Args:
             tickets: Of all lanes, `(lanes, 4)`.
@@ -237,20 +240,27 @@ class Store:
             near: F near the solution.
         """
         k, served = len(relative), None if entry is None else weakref.ref(entry)
+        limit = self.limit // 16
+        # The last ones, if they are too many; nobody has to go for what cannot stay. What holds its
+        # memory together is forgotten together: of many columns some are to stay then.
+        fits = min(_SOLVES, limit * k // (F.nbytes + 1))
+        piece = k if k <= min(fits, _TOGETHER) else max(1, min(fits // 4, _TOGETHER))
         with self._lock:
-            first = self._counter + 1 if self._counter + k <= Ticket.last else 0
+            first = self._counter + 1 if self._counter + k <= Ticket.last_counter else 0
             self._counter = first + k - 1
-            solves = _Solves(first, served, F, near)
-            for counter in solves.counters:
-                self._solves[counter] = solves
-            self._solve_bytes += solves.nbytes
-            most, limit = max(_SOLVES, k), self.limit // 16
-            while self._solves and (len(self._solves) > most or self._solve_bytes > limit):
+            for j in range(max(0, k - fits), k, piece):
+                part = F if piece == k else F[:, list(range(j, min(j + piece, k)))]
+                self._remember(_Solves(first + j, served, part, near))
+            while len(self._solves) > _SOLVES or self._solve_bytes > limit:
                 self._forget(next(iter(self._solves.values())))
         Ticket.write(tickets, lanes, first, relative, iterations)
 
+    def _remember(self, solves: _Solves) -> None:
+        for counter in solves.counters:
+            self._solves[counter] = solves
+        self._solve_bytes += solves.nbytes
+
     def _forget(self, solves: _Solves) -> None:
-        # All of them: they hold the memory together.
         for counter in solves.counters:
             self._solves.pop(counter, None)
         self._solve_bytes -= solves.nbytes
@@ -262,7 +272,7 @@ class Store:
         return None if solves is None else solves.F[:, counter - solves.first]  # type: ignore[operator]
 
     def residuals(self, tickets: np.ndarray) -> np.ndarray | None:
-        """Return the residual vectors `(n, k)` of k solves, if they had one entry and are held."""
+        """Return the residual vectors `(n, k)` of k solves, if they are held and hold together."""
         counters = Ticket.counters(tickets)
         solves = self._solves.get(counters[0])
         if solves is None or any([self._solves.get(each) is not solves for each in counters]):

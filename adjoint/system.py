@@ -119,7 +119,7 @@ def solve_system(
                 defect = operator.apply(operands, V[:, 0], transposed=transposed).reshape(-1, 1)
             else:
                 defect = operator.apply(operands, V, transposed=transposed)
-            defect = defect - R
+            defect = np.asfortranarray(defect - R)  # whose columns are asked for
         else:
             defect = np.full(R.shape, np.nan)
             status = [solution.status if s is Status.SUCCESS else s for s in status]

@@ -80,8 +80,8 @@ class Tally:
 
         Where all is well, nobody looks at each of them.
         """
-        several = len(lanes) > 1 and None not in error and not any(doubt)
-        if several and status.count(Status.SUCCESS) == len(lanes):
+        plain = len(lanes) > 1 and None not in error and not any(doubt)
+        if plain and status.count(Status.SUCCESS) == len(lanes):
             largest: float = _largest(error)  # type: ignore[arg-type]
             if self.direction == "primal" or largest <= self.policy.gradient_tol:
                 self._lanes += len(lanes)

@@ -21,7 +21,7 @@ class Ticket:
     """
 
     size = 4
-    last = 0xFFFFFFFF  # of the counters that fit
+    last_counter = 0xFFFFFFFF
     # The residual of a solution in doubt, in whose place the policy returned NaN: no failure.
     withheld = -1.0
     _layout = struct.Struct("=IIfI")
@@ -36,11 +36,11 @@ class Ticket:
         iterations: int,
     ) -> None:
         """Write solves, numbered from the first on, into the rows of `(lanes, 4)`."""
-        iterations = min(max(iterations, 0), cls.last)
-        buffer, pack, size = tickets.data, cls._layout.pack_into, cls._layout.size
+        iterations = min(max(iterations, 0), 0xFFFFFFFF)
+        buffer, pack, nbytes = tickets.data, cls._layout.pack_into, cls._layout.size
         for counter, (lane, residual) in enumerate(zip(lanes, residuals, strict=True), first):
             # No larger than float32 can hold.
-            pack(buffer, lane * size, counter, _NONCE, min(residual, 3e38), iterations)
+            pack(buffer, lane * nbytes, counter, _NONCE, min(residual, 3e38), iterations)
 
     @classmethod
     def residuals(cls, tickets: np.ndarray) -> list[float]:

@@ -327,18 +327,39 @@ def test_the_columns_of_one_call_have_numbers_in_a_row_at_the_end_of_the_counter
     np.testing.assert_array_equal(store.residuals(tickets[:3]), F)
 
 
-def test_solves_of_one_call_are_forgotten_together(store):
-    _, early = _issued(store, list(range(3000)), 3000)
-    _, late = _issued(store, list(range(3000)), 3000)
-    assert {store.residual(ticket) is None for ticket in early} == {True}
-    assert {store.residual(ticket) is None for ticket in late} == {False}
-    F, many = _issued(store, list(range(5000)), 5000)  # more than are remembered of several calls
-    np.testing.assert_array_equal(store.residuals(many), F)
-    assert store.residual(late[0]) is None
-    assert store._solve_bytes == F.nbytes
-    store.limit = 16 * F.nbytes - 16  # nothing of what cannot be held as a whole
-    _issued(store, list(range(5000)), 5000)
-    assert not store._solves and store._solve_bytes == 0
+def _remembered(store, tickets):
+    return [store.residual(ticket) is not None for ticket in tickets]
+
+
+def test_of_many_solves_of_one_call_the_last_are_remembered(store):
+    F, many = _issued(store, list(range(5000)), 5000)
+    kept = _remembered(store, many)
+    assert kept == sorted(kept) and 3000 <= sum(kept) <= 4096
+    np.testing.assert_array_equal(store.residual(many[-1]), F[:, -1])
+    np.testing.assert_array_equal(store.residuals(many[-1000:]), F[:, -1000:])
+    _issued(store, [0])
+    assert sum(_remembered(store, many)) >= 2000  # it does not cost them all
+
+
+@pytest.mark.parametrize(("part", "least"), [(1.5, 200), (0.5, 100), (0.01, 1), (0.001, 0)])
+def test_of_solves_that_hold_more_than_they_may_the_last_are_remembered(part, least, store):
+    nbytes = 300 * 3 * 8
+    store.limit = int(16 * part * nbytes)
+    F, tickets = _issued(store, list(range(300)), 300)
+    kept = _remembered(store, tickets)
+    assert kept == sorted(kept) and least <= sum(kept) <= 300 * part
+    held = {id(solves): solves.nbytes for solves in store._solves.values()}
+    assert store._solve_bytes == sum(held.values()) <= store.limit // 16
+    if least:
+        np.testing.assert_array_equal(store.residual(tickets[-1]), F[:, -1])
+
+
+def test_nobody_has_to_go_for_solves_that_cannot_stay(store):
+    store.limit = 16 * 100 * 8
+    _, few = _issued(store, [0, 1])
+    F = np.zeros((1000, 1))
+    store.issue(np.zeros((1, Ticket.size), np.uint32), [0], None, F, [0.0], 0)
+    assert all(_remembered(store, few[:2]))
 
 
 @pytest.mark.parametrize("named", ["own", "first", "some forgotten"])
@@ -417,6 +438,14 @@ def test_matrices_that_come_again_and_again_are_soon_kept(store):
     assert made[:2] == [12, 12]
     assert made[2] <= 5  # each that is asked for doubles what is kept
     assert made[3] == 0
+    store.clear()
+    made = []
+    for _ in range(3):
+        with backsolve.record() as log:
+            for seed in range(700):
+                gradient(matrix(3, seed), vector(3, seed))
+        made.append(len(factored(log)))
+    assert made[0] == 700 and made[2] == 0  # many small ones too
     store.clear()
     for seed in range(40):
         gradient(matrix(40, seed), vector(40, seed))
