@@ -428,24 +428,25 @@ def test_many_forward_solves_before_their_derivatives_are_all_kept(store):
 def test_matrices_that_come_again_and_again_are_soon_kept(store):
     store.limit = 64 * 100_000
     gradient = jax.grad(_loss(backsolve.lapack.solve), 1)
-    made = []
-    for _ in range(4):
-        with backsolve.record() as log:
-            for seed in range(12):
-                gradient(matrix(40, seed), vector(40, seed))
-        made.append(len(factored(log)))
-        consistent(store)
-    assert made[:2] == [12, 12]
-    assert made[2] <= 5  # each that is asked for doubles what is kept
-    assert made[3] == 0
-    store.clear()
-    made = []
-    for _ in range(3):
-        with backsolve.record() as log:
-            for seed in range(700):
-                gradient(matrix(3, seed), vector(3, seed))
-        made.append(len(factored(log)))
-    assert made[0] == 700 and made[2] == 0  # many small ones too
+
+    def made(n, matrices, passes):
+        """Return how many factorisations each pass over some matrices makes."""
+        store.clear()
+        counts = []
+        for _ in range(passes):
+            with backsolve.record() as log:
+                for seed in range(matrices):
+                    gradient(matrix(n, seed), vector(n, seed))
+            counts.append(len(factored(log)))
+            consistent(store)
+        return counts
+
+    first, second, third, fourth = made(40, 12, 4)
+    assert first == second == 12
+    assert third <= 5  # each that is asked for doubles what is kept
+    assert fourth == 0
+    first, _, third = made(3, 700, 3)  # many small ones too
+    assert first == 700 and third == 0
     store.clear()
     for seed in range(40):
         gradient(matrix(40, seed), vector(40, seed))
