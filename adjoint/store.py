@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 import zlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ _SMALL = 4096  # bytes up to which numbers are compared as one string
 _SOLVES = 4096  # finished solves that are remembered for their residual vectors
 _TOGETHER = 1024  # of them, at most, in one piece of memory
 _SPENT = 1024  # how many parts of the limit there are: one is for spent work, at first
-_GHOSTS = 4096  # how much evicted work is remembered by its digest
+_GHOSTS = 4096  # places for digests of evicted work; who comes later to a place takes it
 
 
 class Entry:
@@ -128,7 +129,7 @@ class Store:
         self._lock = threading.Lock()
         self._spent: OrderedDict[int, Entry] = OrderedDict()
         self._spent_bytes = 0
-        self._ghosts: OrderedDict[int, bool] = OrderedDict()
+        self._ghosts = array("q", bytes(8 * _GHOSTS))
         self._share = 1  # of _SPENT parts of the limit, for spent work
 
     def find(
@@ -150,8 +151,11 @@ class Store:
             entry, found = self._find_alone(key, operands, ticket)
         if found != "new":
             self._touch(entry, spent=ticket is not None)
-        elif self._ghosts.pop(hash((key, entry.digest)), False):
-            self._share = min(2 * self._share, _SPENT)
+        else:
+            ghost = hash((key, entry.digest))
+            if self._ghosts[ghost % _GHOSTS] == ghost:
+                self._ghosts[ghost % _GHOSTS] = 0
+                self._share = min(2 * self._share, _SPENT)
         return entry, found
 
     def _find_alone(
@@ -213,10 +217,7 @@ class Store:
         if not bucket:
             del self._buckets[entry.digest]
         ghost = hash((entry.key, entry.digest))
-        self._ghosts[ghost] = True
-        self._ghosts.move_to_end(ghost)
-        while len(self._ghosts) > _GHOSTS:
-            self._ghosts.popitem(last=False)
+        self._ghosts[ghost % _GHOSTS] = ghost
 
     def issue(
         self,
@@ -297,7 +298,7 @@ class Store:
             self._buckets.clear()
             self._solves.clear()
             self._spent.clear()
-            self._ghosts.clear()
+            self._ghosts = array("q", bytes(8 * _GHOSTS))
             self._share = 1
             buffers.clear()
             self.nbytes = self._solve_bytes = self._spent_bytes = 0
