@@ -7,12 +7,12 @@ that was evicted, or belongs to another process, is made again.
 
 from __future__ import annotations
 
+import array
 import os
 import sys
 import threading
 import weakref
 import zlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -129,7 +129,7 @@ class Store:
         self._lock = threading.Lock()
         self._spent: OrderedDict[int, Entry] = OrderedDict()
         self._spent_bytes = 0
-        self._ghosts = array("q", bytes(8 * _GHOSTS))
+        self._ghosts = array.array("q", bytes(8 * _GHOSTS))
         self._share = 1  # of _SPENT parts of the limit, for spent work
 
     def find(
@@ -298,7 +298,7 @@ class Store:
             self._buckets.clear()
             self._solves.clear()
             self._spent.clear()
-            self._ghosts = array("q", bytes(8 * _GHOSTS))
+            self._ghosts = array.array("q", bytes(8 * _GHOSTS))
             self._share = 1
             buffers.clear()
             self.nbytes = self._solve_bytes = self._spent_bytes = 0
@@ -357,8 +357,8 @@ def _digest(operands: Sequence[np.ndarray]) -> int | bytes:
     if sum([a.nbytes for a in operands]) <= _SMALL:
         return b"".join([a.tobytes() for a in operands])
     digest = 0
-    for array in operands:
-        data = np.ascontiguousarray(array)
+    for operand in operands:
+        data = np.ascontiguousarray(operand)
         if data.nbytes > 1 << 16 and data.itemsize == 8:
             words = data.reshape(-1).view(np.uint64)
             rest = words.size % _FOLD

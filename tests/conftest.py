@@ -5,11 +5,22 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from programs import keep_programs
+
+os.environ |= keep_programs()  # read when JAX is imported, here and in other processes
+
+import jax
 
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Drop what a module compiled: JAX compiles the slower, the more programs there are."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

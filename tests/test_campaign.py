@@ -17,6 +17,8 @@ def campaign(folder, *options):
     command = [sys.executable, str(RUN), "--output", str(folder), *map(str, options)]
     # Most of the time would be spent on compiling what is run once or twice.
     cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    if "--workers" in options:  # they would write the same file at the same moment
+        cheap["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=570, env=os.environ | cheap
     )

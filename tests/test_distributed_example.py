@@ -21,6 +21,8 @@ FREELY = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
+    # The ranks would write the same file at the same moment.
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
@@ -52,8 +54,8 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_same_is_found_on_several_ranks(ranks, alone, tmp_path):
+def test_the_same_is_found_on_several_ranks(alone, tmp_path):
+    ranks = 3
     result, found = run(ranks, tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"on {ranks} ranks" in result.stdout

@@ -111,6 +111,7 @@ def others(n, rounds):
 # --------------------------------------------------------------------------------------------
 
 ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+ONE_BLAS_THREAD |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # to compile is part of it
 IN_FLIGHT = 10  # at least, or nothing has been tried; JAX admits 32
 
 

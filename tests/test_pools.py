@@ -66,8 +66,7 @@ def test_batches_after_the_first_ones_make_no_new_workspace(problem, monkeypatch
     for _ in range(8):
         jax.block_until_ready(gradient(1.0 + rng.random(LANES)))
         counts.append(len(made))
-    assert counts[0] >= LANES / 2
-    assert counts[-1] == counts[-4] <= 6 * LANES
+    assert LANES / 2 <= counts[-1] == counts[-4] <= 6 * LANES
     before = counts[-1]
     for s in 1.0 + rng.random(5):
         jax.block_until_ready(jax.grad(loss)(s))

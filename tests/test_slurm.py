@@ -135,6 +135,7 @@ def environment(**more):
     mpirun = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     mpirun |= {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    threads |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # of ranks that write the same at one moment
     path = f"{Path(sys.executable).parent}:{SBIN}"
     return kept | mpirun | threads | {"PATH": path} | more
 
