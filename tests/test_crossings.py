@@ -419,3 +419,34 @@ def test_a_log_prints_as_a_table(crossed, store):
         ["lapack", "primal", "SUCCESS"],
         ["lapack", "adjoint", "SUCCESS"],
     ]
+
+
+# --------------------------------------------------------------------------------------------
+# Programs that JAX keeps on disk: what they call on the host belongs to one process
+
+
+def differentiated(names, crossing):
+    """Differentiate solves in this order."""
+    found = {}
+    for name in names:
+        solve, a = SOLVES[name]
+        loss = lambda a, b, solve=solve: jnp.sum(solve(a, b) ** 3)  # noqa: E731
+        with backsolve.policy(crossing=crossing):
+            gradient = jax.jit(jax.grad(loss, (0, 1)))(a, B)
+        found[name] = [np.asarray(leaf).tolist() for leaf in gradient]
+    return found
+
+
+@pytest.mark.parametrize("crossing", CROSSINGS)
+def test_programs_kept_on_disk_call_what_is_theirs(crossing, in_fresh_process, tmp_path, close):
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    here = differentiated(SOLVES, crossing)
+    for names in (list(SOLVES), list(SOLVES)[::-1]):  # numbered in another order, the second time
+        there = in_fresh_process(differentiated, names, crossing, **kept)
+        assert any(tmp_path.iterdir())
+        for name in names:
+            close(list(map(np.array, there[name])), list(map(np.array, here[name])))
