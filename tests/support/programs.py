@@ -22,13 +22,14 @@ MOST = 512 << 20  # bytes that are kept; above, all are made again
 
 def keep_programs() -> dict[str, str]:
     """Return the settings that let JAX read what is kept, in this process and those it starts."""
-    kept, own = _place(), Path(tempfile.mkdtemp(prefix="backsolve-programs-"))
+    kept = _place()
+    own = Path(tempfile.mkdtemp(prefix="backsolve-programs-"))
     atexit.register(_hand_on, own, kept, os.getpid())
     try:
         kept.mkdir(parents=True, exist_ok=True)
         for file in os.scandir(kept):
-            os.link(file.path, own / file.name)
-    except OSError:  # read-only, another file system, or somebody removes it at this moment
+            _give(Path(file.path), own / file.name)
+    except OSError:  # read-only, or somebody removes it at this moment
         pass
     return {
         "JAX_COMPILATION_CACHE_DIR": str(own),
@@ -60,11 +61,22 @@ def _hand_on(own: Path, kept: Path, process: int) -> None:
             kept.mkdir()
         for file in own.glob("*-cache"):
             if not (kept / file.name).exists() and _whole(file):
-                os.link(file, kept / file.name)
+                _give(file, kept / file.name)
     except OSError:
         pass
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _give(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except FileExistsError:  # another process was first
+        pass
+    except OSError:  # another file system
+        part = place.with_name(f"part-{os.getpid()}")
+        shutil.copyfile(file, part)
+        part.replace(place)
 
 
 def _whole(file: Path) -> bool:
