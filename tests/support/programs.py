@@ -1,4 +1,4 @@
-"""What XLA compiled, kept from run to run: most of the time of the tests is spent on compiling.
+"""What XLA compiled, kept from run to run: much of the time of the tests is spent on compiling.
 
 JAX keeps programs in a folder, but writes a file in place: a process that reads at that moment, or
 after one that was killed, finds half of it. So each process with tests has a folder of its own,
