@@ -7,7 +7,6 @@ that was evicted, or belongs to another process, is made again.
 
 from __future__ import annotations
 
-import array
 import os
 import sys
 import threading
@@ -76,6 +75,16 @@ class Entry:
         self.nbytes = 0
         self.overhead = 512 + sum([a.nbytes for a in self.operands])
 
+    @property
+    def ghost(self) -> int:
+        """What is remembered of it when it is gone."""
+        return hash((self.key, self.digest))
+
+    @property
+    def place(self) -> int:
+        """Where that is remembered."""
+        return self.ghost % _GHOSTS
+
     def is_for(self, key: Any, operands: Sequence[np.ndarray]) -> bool:
         """Tell whether the work belongs to this operator and these numbers."""
         return self.key == key and all(map(_identical, self.operands, operands))
@@ -129,7 +138,7 @@ class Store:
         self._lock = threading.Lock()
         self._spent: OrderedDict[int, Entry] = OrderedDict()
         self._spent_bytes = 0
-        self._ghosts = array.array("q", bytes(8 * _GHOSTS))
+        self._ghosts = np.zeros(_GHOSTS, np.int64)
         self._share = 1  # of _SPENT parts of the limit, for spent work
 
     def find(
@@ -151,11 +160,9 @@ class Store:
             entry, found = self._find_alone(key, operands, ticket)
         if found != "new":
             self._touch(entry, spent=ticket is not None)
-        else:
-            ghost = hash((key, entry.digest))
-            if self._ghosts[ghost % _GHOSTS] == ghost:
-                self._ghosts[ghost % _GHOSTS] = 0
-                self._share = min(2 * self._share, _SPENT)
+        elif self._ghosts[entry.place] == entry.ghost:
+            self._ghosts[entry.place] = 0
+            self._share = min(2 * self._share, _SPENT)
         return entry, found
 
     def _find_alone(
@@ -216,8 +223,7 @@ class Store:
         bucket.remove(entry)
         if not bucket:
             del self._buckets[entry.digest]
-        ghost = hash((entry.key, entry.digest))
-        self._ghosts[ghost % _GHOSTS] = ghost
+        self._ghosts[entry.place] = entry.ghost
 
     def issue(
         self,
@@ -298,7 +304,7 @@ class Store:
             self._buckets.clear()
             self._solves.clear()
             self._spent.clear()
-            self._ghosts = array.array("q", bytes(8 * _GHOSTS))
+            self._ghosts[:] = 0
             self._share = 1
             buffers.clear()
             self.nbytes = self._solve_bytes = self._spent_bytes = 0
@@ -357,8 +363,8 @@ def _digest(operands: Sequence[np.ndarray]) -> int | bytes:
     if sum([a.nbytes for a in operands]) <= _SMALL:
         return b"".join([a.tobytes() for a in operands])
     digest = 0
-    for operand in operands:
-        data = np.ascontiguousarray(operand)
+    for array in operands:
+        data = np.ascontiguousarray(array)
         if data.nbytes > 1 << 16 and data.itemsize == 8:
             words = data.reshape(-1).view(np.uint64)
             rest = words.size % _FOLD

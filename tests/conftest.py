@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from programs import keep_programs
+from programs import NOT_KEPT, keep_programs
 
 os.environ |= keep_programs()  # read when JAX is imported, here and in other processes
 
@@ -117,7 +117,7 @@ def to_the_end():
         path, name = function.__code__.co_filename, function.__name__
         job = json.dumps([path, name, args, seconds])
         # JAX 0.10.0 says of each program that it kept how it names the processor now.
-        quiet = {"JAX_ENABLE_X64": "1", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+        quiet = {"JAX_ENABLE_X64": "1"} | NOT_KEPT
         finished = subprocess.run(
             [sys.executable, "-W", "error", "-c", _TO_THE_END, job],
             capture_output=True,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import NOT_KEPT
 
 RUN = Path(__file__).parent / "campaign" / "run.py"
 SLICE, SEED = 260, 11  # every family twice
@@ -17,8 +18,8 @@ def campaign(folder, *options):
     command = [sys.executable, str(RUN), "--output", str(folder), *map(str, options)]
     # Most of the time would be spent on compiling what is run once or twice.
     cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    if "--workers" in options:  # they would write the same file at the same moment
-        cheap["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    if "--workers" in options:
+        cheap |= NOT_KEPT
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=570, env=os.environ | cheap
     )

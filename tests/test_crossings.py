@@ -439,11 +439,7 @@ def differentiated(names, crossing):
 
 @pytest.mark.parametrize("crossing", CROSSINGS)
 def test_programs_kept_on_disk_call_what_is_theirs(crossing, in_fresh_process, tmp_path, close):
-    kept = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     here = differentiated(SOLVES, crossing)
     for names in (list(SOLVES), list(SOLVES)[::-1]):  # numbered in another order, the second time
         there = in_fresh_process(differentiated, names, crossing, **kept)

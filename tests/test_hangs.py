@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from programs import NOT_KEPT
 
 import backsolve
 from backsolve import CSR, krylov, lapack, superlu
@@ -197,8 +198,7 @@ CHAINS = {
 IN_FLIGHT = 10  # at least, or nothing has been tried; JAX admits 32
 
 # The threads of BLAS wait for each other busily, and there are none to spare.
-ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-ONE_BLAS_THREAD |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # to compile is part of it
+ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} | NOT_KEPT
 
 
 @pytest.mark.parametrize("cpus", [1, None], ids=["one-processor", "all-processors"])

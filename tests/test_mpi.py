@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import NOT_KEPT
 
 HERE = Path(__file__).parent
 MPIRUN = shutil.which("mpirun")
@@ -26,7 +27,6 @@ pytestmark = [
 
 # One thread for each rank: these are more than there are processors.
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_ENABLE_X64": "1"}
-APART = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # they would write the same file at the same moment
 
 
 def launched(ranks, *command, seconds, **environment):
@@ -43,7 +43,7 @@ def launched(ranks, *command, seconds, **environment):
         stderr=subprocess.PIPE,
         text=True,
         cwd=HERE.parent,
-        env=os.environ | THREADS | APART | environment,
+        env=os.environ | THREADS | NOT_KEPT | environment,
     )
     try:
         out, err = process.communicate(timeout=seconds)
@@ -55,8 +55,8 @@ def launched(ranks, *command, seconds, **environment):
 
 
 @pytest.mark.timeout(900)
-# Of three ranks one has no rows, and one has two neighbours; test_slurm.py runs it on two.
-@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.petsc)])
+# Of three ranks one has no rows, and one has two neighbours.
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(3, marks=pytest.mark.petsc), 4])
 def test_the_suite_of_distributed_solves(ranks):
     code, out, err, _ = launched(
         ranks,

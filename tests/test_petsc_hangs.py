@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from programs import NOT_KEPT
 
 from backsolve import petsc
 
@@ -110,8 +111,7 @@ def others(n, rounds):
 
 # --------------------------------------------------------------------------------------------
 
-ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-ONE_BLAS_THREAD |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # to compile is part of it
+ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} | NOT_KEPT
 IN_FLIGHT = 10  # at least, or nothing has been tried; JAX admits 32
 
 

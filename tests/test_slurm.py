@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from programs import NOT_KEPT
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "docker/slurm/local-cluster.sh"
@@ -135,9 +136,8 @@ def environment(**more):
     mpirun = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     mpirun |= {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    threads |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # of ranks that write the same at one moment
     path = f"{Path(sys.executable).parent}:{SBIN}"
-    return kept | mpirun | threads | {"PATH": path} | more
+    return kept | mpirun | threads | NOT_KEPT | {"PATH": path} | more
 
 
 def run(command, env, *, cwd=ROOT, seconds=60):

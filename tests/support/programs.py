@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 MOST = 512 << 20  # bytes that are kept; above, all are made again
+# For processes that would write the same file at the same moment, or that are to compile.
+NOT_KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 
 
 def keep_programs() -> dict[str, str]:
@@ -80,6 +82,7 @@ def _give(file: Path, place: Path) -> None:
 
 
 def _whole(file: Path) -> bool:
+    # With the package zstandard JAX compresses otherwise: then nothing is handed on.
     decompressor = zlib.decompressobj()
     try:
         decompressor.decompress(file.read_bytes())
