@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from programs import NOT_KEPT, keep_programs
+from scenario import command
 
 os.environ |= keep_programs()  # read when JAX is imported, here and in other processes
 
@@ -54,19 +55,16 @@ def store():
     store.clear()
 
 
-_BOOT = """
-import faulthandler, importlib.util, json, os, sys
-path, name, args, cpus, seconds = json.loads(sys.argv[1])
-faulthandler.dump_traceback_later(seconds, exit=True)
-if cpus is not None:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
-spec = importlib.util.spec_from_file_location("scenario", path)
-scenario = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scenario)
-result = getattr(scenario, name)(*args)
-print("\\n" + json.dumps(result), flush=True)
-os._exit(0)
-"""
+def _finished(function, args, seconds, environment, **how):
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", *command(function, *args, seconds=seconds, **how)],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 30,
+        env=os.environ | {"JAX_ENABLE_X64": "1"} | environment,
+    )
+    assert finished.returncode == 0, f"{function.__name__}{args}:\n{finished.stderr[-6000:]}"
+    return finished
 
 
 @pytest.fixture
@@ -79,30 +77,10 @@ def in_fresh_process():
     """
 
     def run(function, *args, cpus=None, seconds=60, **environment):
-        path, name = function.__code__.co_filename, function.__name__
-        job = json.dumps([path, name, args, cpus, seconds])
-        finished = subprocess.run(
-            [sys.executable, "-W", "error", "-c", _BOOT, job],
-            capture_output=True,
-            text=True,
-            timeout=seconds + 30,
-            env=os.environ | {"JAX_ENABLE_X64": "1"} | environment,
-        )
-        assert finished.returncode == 0, f"{name}{args}:\n{finished.stderr[-6000:]}"
+        finished = _finished(function, args, seconds, environment, cpus=cpus, to_the_end=False)
         return json.loads(finished.stdout.splitlines()[-1])
 
     return run
-
-
-_TO_THE_END = """
-import faulthandler, importlib.util, json, sys
-path, name, args, seconds = json.loads(sys.argv[1])
-faulthandler.dump_traceback_later(seconds, exit=True)
-spec = importlib.util.spec_from_file_location("scenario", path)
-scenario = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scenario)
-print(json.dumps(getattr(scenario, name)(*args)), flush=True)
-"""
 
 
 @pytest.fixture
@@ -114,20 +92,10 @@ def to_the_end():
     """
 
     def run(function, *args, seconds=60, **environment):
-        path, name = function.__code__.co_filename, function.__name__
-        job = json.dumps([path, name, args, seconds])
         # JAX 0.10.0 says of each program that it kept how it names the processor now.
-        quiet = {"JAX_ENABLE_X64": "1"} | NOT_KEPT
-        finished = subprocess.run(
-            [sys.executable, "-W", "error", "-c", _TO_THE_END, job],
-            capture_output=True,
-            text=True,
-            timeout=seconds + 30,
-            env=os.environ | quiet | environment,
-        )
-        assert finished.returncode == 0, f"{name}{args}:\n{finished.stderr[-6000:]}"
+        finished = _finished(function, args, seconds, NOT_KEPT | environment)
         assert finished.stderr == ""
-        (result,) = finished.stdout.splitlines()
+        (result,) = finished.stdout.strip().splitlines()
         return json.loads(result)
 
     return run

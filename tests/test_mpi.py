@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from programs import NOT_KEPT
+from scenario import command
 
 HERE = Path(__file__).parent
 MPIRUN = shutil.which("mpirun")
@@ -70,15 +71,6 @@ def test_the_suite_of_distributed_solves(ranks):
 
 # --------------------------------------------------------------------------------------------
 # Ranks that go astray: each function runs on all ranks, until no rank is left
-
-_BOOT = """
-import importlib.util, json, sys
-path, name = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("scenario", path)
-scenario = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scenario)
-getattr(scenario, name)()
-"""
 
 
 def solver():
@@ -178,8 +170,8 @@ def rank_that_does_not_come():
 
 def astray(scenario, *, ranks=2, within, **environment):
     """Run a scenario that ends by itself, as a failure, in time; return its stderr."""
-    boot = ["-c", _BOOT, __file__, scenario.__name__]
-    code, out, err, ended = launched(ranks, *boot, seconds=240, **environment)
+    call = command(scenario, seconds=240)
+    code, out, err, ended = launched(ranks, *call, seconds=240, **environment)
     assert code != 0
     start = json.loads(out.splitlines()[0])
     assert ended - start < within, f"{ended - start:.1f} s\n{err}"
