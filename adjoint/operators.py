@@ -21,6 +21,7 @@ from .group import ALONE, Group
 from .jax_compat import NestedFunction
 from .norms import frobenius_norm
 from .sparse import CSR, Pattern
+from .verdict import ratio
 
 __all__ = ["Dense", "HostOperator", "MatrixFree", "Operator", "Sparse"]
 
@@ -60,6 +61,14 @@ class Operator:
     def norm(self, operands: Sequence[np.ndarray]) -> float:
         """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
         raise NotImplementedError
+
+    def asymmetry(self, operands: Sequence[np.ndarray]) -> float:
+        """Return how far the products with J and Jᵀ are from belonging together, relative to J.
+
+        Zero where one is made from the other; to be measured where they are declared apart.
+        """
+        del operands
+        return 0.0
 
     def prepare(self, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
         """Compile the products for operands of these shapes, outside of any callback."""
@@ -137,7 +146,7 @@ class MatrixFree(Operator):
         transposed_product: `(operands, v) -> Jᵀ v` for the solver to use; by default
             `jax.linear_transpose` of `product`.
         transposable: Whether `product` has a linear transpose: results are then checked with it,
-            so that a wrong `transposed_product` is found out.
+            so that a wrong `transposed_product` is found out. If not, `asymmetry` finds it.
     """
 
     n: int
@@ -181,6 +190,15 @@ class MatrixFree(Operator):
             return math.nan
         z = np.random.default_rng(self.n).standard_normal(self.n)
         return frobenius_norm(self.apply(operands, z, transposed=False))
+
+    def asymmetry(self, operands):
+        """Return the larger of two `|⟨u, J z⟩ − ⟨Jᵀ u, z⟩| / ‖J z‖`, for random u and z."""
+        if self.transposable or self.transposed_product is None:
+            return 0.0
+        z, *us = np.random.default_rng(self.n).standard_normal((3, self.n))
+        Jz = self.apply(operands, z, transposed=False)
+        apart = [abs(u @ Jz - self.apply(operands, u, transposed=True) @ z) for u in us]
+        return ratio(max(apart), frobenius_norm(Jz))
 
     def prepare(self, operands):
         """Compile the products."""

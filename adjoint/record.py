@@ -32,7 +32,7 @@ class Record:
         linear_residual: ‖J v − r‖ / ‖r‖ of the tangent or adjoint system.
         condition: Condition number of J, or a lower bound of it; None where J is not at hand.
         condition_kind: `"bound"` or `"estimate"`.
-        error_estimate: κ̂ · (η_primal + η_linear) + 2ρ: relative error of this call's result.
+        error_estimate: Relative error of this call's result, see `verdict`, `drift` and `rounding`.
         trusted: Whether a derivative's error estimate is within `gradient_tol`; None for a primal
             solve.
         dual_weighted_residual: −λᵀF(x̂, θ): what the loss lacks because x̂ is not converged, to first

@@ -83,7 +83,7 @@ _ADVICE = {
 
 
 class BacksolveError(Exception):
-    """Base of all that backsolve raises."""
+    """Base of backsolve's own errors."""
 
 
 class InputError(BacksolveError, ValueError):
@@ -115,8 +115,8 @@ class SolverError(BacksolveError, RuntimeError):
 
 
 class UntrustedGradientError(BacksolveError, RuntimeError):
-    """A derivative's error estimate exceeds `gradient_tol`, under `on_untrusted="raise"`."""
+    """A derivative is not trusted, or a solution is doubted, under `on_untrusted="raise"`."""
 
 
 class UntrustedGradientWarning(UserWarning):
-    """A derivative's error estimate exceeds `gradient_tol`, under `on_untrusted="warn"`."""
+    """A derivative is not trusted, or a solution is doubted, under `on_untrusted="warn"`."""

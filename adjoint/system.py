@@ -113,6 +113,8 @@ def solve_system(
             if Status.NONFINITE_INPUT in status:  # solve for the good columns only
                 R = np.where([s is Status.SUCCESS for s in status], R, 0.0)
             solution = call(problem.policy, solver, operator, R, entry, transposed=transposed)
+            if transposed and not solution.doubt:
+                solution.doubt = _not_the_transpose(problem.policy, operator, operands, entry)
         V = solution.value
         if solution.status is Status.SUCCESS:
             if len(sizes) == 1:
@@ -137,6 +139,20 @@ def solve_system(
             tickets=tickets,
             transposed=transposed,
         )
+
+
+def _not_the_transpose(
+    policy: Policy, operator: Operator, operands: Sequence[np.ndarray], entry: Entry
+) -> str:
+    """Return the doubt that what was solved with is not Jᵀ, or none."""
+    if entry.asymmetry is None:
+        entry.asymmetry = operator.asymmetry(operands)
+    if entry.asymmetry <= 0.1 * policy.gradient_tol:
+        return ""
+    return (
+        "the product with Jᵀ that was given, vecmat= for example, is not the transpose of that "
+        f"with J: at random vectors they differ by {entry.asymmetry:.1e}"
+    )
 
 
 def judged(

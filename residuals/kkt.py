@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from backsolve.adjoint.inputs import check_function
+
 __all__ = ["constrained", "quadratic_program"]
 
 
@@ -98,18 +100,20 @@ class _Constrained:
     def __call__(self, unknowns: tuple[Any, ...], *θ: Any) -> tuple[Any, ...]:
         x, *multipliers = unknowns
         gradient, products, conditions = jax.grad(self.f)(x, *θ), [], []
-        for constraint, multiplier in zip(self._constraints, multipliers, strict=True):
+        pairs = zip(self._constraints, multipliers, strict=True)
+        for (constraint, inequality), multiplier in pairs:
             value, pullback = jax.vjp(lambda x, c=constraint: c(x, *θ), x)
             products.append(pullback(multiplier)[0])
-            if constraint is self.G:
+            if inequality:
                 value = jax.tree.map(_complementarity, multiplier, value)
             conditions.append(value)
         stationarity = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), gradient, *products)
         return stationarity, *conditions
 
     @property
-    def _constraints(self) -> list[Callable[..., Any]]:
-        return [c for c in (self.G, self.H) if c is not None]
+    def _constraints(self) -> list[tuple[Callable[..., Any], bool]]:
+        both = [(self.G, True), (self.H, False)]
+        return [(c, inequality) for c, inequality in both if c is not None]
 
 
 def _complementarity(μ: Any, g: Any) -> Any:
@@ -144,5 +148,12 @@ def constrained(
     Returns:
         `F(unknowns, *θ)`, shaped like the unknowns: `(x, μ, ν)`, `(x, μ)`, `(x, ν)` or `(x,)`,
         with a multiplier for each of G and H that is given. Equal for equal functions.
+
+    Raises:
+        InputError: If f, G or H is not a function.
     """
+    check_function(f, "f")
+    for name, constraint in (("G", G), ("H", H)):
+        if constraint is not None:
+            check_function(constraint, name)
     return _Constrained(f, G, H)

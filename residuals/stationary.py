@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from backsolve.adjoint.inputs import check_function
+
 __all__ = ["stationary"]
 
 
@@ -33,5 +35,9 @@ def stationary(objective: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         The residual; equal for equal objectives, so that nothing is compiled twice.
+
+    Raises:
+        InputError: If the objective is not a function.
     """
+    check_function(objective, "objective")
     return _Stationary(objective)

@@ -146,7 +146,8 @@ def solve(
         matvec: `v ↦ A v`, linear, for arrays shaped like b.
         b: Right-hand side, a real array of any shape.
         vecmat: `v ↦ Aᵀ v`; by default the linear transpose of `matvec`.
-        solver: A registered matrix-free solver, its name or an instance, instead of SciPy's.
+        solver: A registered matrix-free solver, its name or an instance, instead of SciPy's. What
+            follows then belongs into its instance, and is refused here.
         full_output: Return the `Solution` with value, status and stats.
         method: One of SciPy's methods, see `Krylov`, as for the rest.
         rtol: Relative residual to reach; at least ten rounding units of the precision of b.
@@ -173,6 +174,11 @@ def solve(
             least = 10 * float(jnp.finfo(b.dtype).eps)
             rtol, derivative_rtol = max(rtol, least), max(derivative_rtol, least)
         solver = Krylov(method, rtol, atol, maxiter, restart, derivative_rtol)
+    elif Krylov(method, rtol, atol, maxiter, restart, derivative_rtol) != Krylov():
+        raise InputError(
+            f"method, rtol and the rest are for SciPy's methods: with solver={solver!r} they are "
+            "fields of that solver, Krylov(rtol=1e-6) for example"
+        )
     elif isinstance(solver, str):
         solver = get_solver(solver)()
     if not isinstance(solver, Solver) or solver.capabilities.jacobian != "matrix-free":

@@ -65,7 +65,7 @@ def _triangle(k: int, triangle: str) -> tuple[np.ndarray, np.ndarray]:
     elif triangle == "upper":
         column, row = np.tril_indices(k)
     else:
-        raise ValueError(f'triangle must be "lower" or "upper", not {triangle!r}')
+        raise InputError(f'triangle must be "lower" or "upper", not {triangle!r}')
     return row, column
 
 

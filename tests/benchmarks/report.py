@@ -192,7 +192,13 @@ def summary(found):
                 f"{shown(mine.error)}, {shown(other.error)}",
             ]
         )
-    head = ["problem", "n", "ours", "first accurate peer, in our time", "errors"]
+    head = [
+        "problem",
+        "n",
+        "ours",
+        "fastest accurate peer, its time over ours",
+        "errors, ours and its",
+    ]
     return "\n".join(table(head, rows))
 
 

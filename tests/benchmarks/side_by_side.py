@@ -175,8 +175,12 @@ def table(head, rows):
 def provenance(script, names):
     """Return which commit of a script ran, on what, beside which versions of packages."""
     found = [f"{name} {version(name)}" for name in names if importlib.util.find_spec(name)]
-    describe = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(RESULTS.parents[2])]
+    describe = [*git, "describe", "--always"]
     commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    changed = [*git, "diff", "--quiet", "HEAD", "--", ".", f":!{RESULTS}"]  # results change anyway
+    if commit and subprocess.run(changed, check=False).returncode:
+        commit += ", changed"
     cores = len(os.sched_getaffinity(0))
     return (
         f"By `tests/benchmarks/{script}` at {commit or 'no commit'}, Python "

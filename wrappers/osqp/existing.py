@@ -135,8 +135,9 @@ def from_solver(
 
     Returns:
         `f(q=None, l=None, u=None, Px=None, Ax=None, *, warm_start=None) -> QPSolution`, with the
-        arguments of `m.update`: Px holds the values of the upper triangle of P by columns, Ax
-        those of A. What is None is what the object has when f is called, or traced.
+        arguments of `m.update` but for its indices: q `(n,)`, l and u `(m,)`, Px the values of the
+        upper triangle of P by columns, Ax those of A. What is None is what the object has when f
+        is called, or traced.
 
     Raises:
         InputError: If m is not an OSQP object that was set up.

@@ -13,6 +13,7 @@ import numpy as np
 from backsolve.adjoint.contract import Capabilities, Solver
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.inputs import real_array, real_number
+from backsolve.adjoint.linearize import FlatResidual
 from backsolve.adjoint.norms import frobenius_norm
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.trees import Tree
@@ -71,6 +72,13 @@ class _WithResidual(_UserSNES):
     """The residual is known in JAX too, and ∂F/∂θ from there."""
 
     F: Callable | None = None
+
+    def operator_at(self, params, product):
+        """Return the user's Jacobian, which is compared with this residual's."""
+        del product
+        tree = Tree.of(params)
+        flat = FlatResidual.of(self, tree, Tree.of(self.abstract_eval(params)))
+        return UserJacobian(self.handle, tree, self.handle.nested(flat))
 
     def residual(self, x, params):
         """Return F(x, θ)."""
@@ -248,7 +256,8 @@ def from_snes(
         set_params: `set_params(params)` hands θ, of NumPy arrays, to the code of the residual.
         params_vjp: `params_vjp(x, params, λ)` returns (∂F/∂θ)ᵀ λ like params, NumPy in and out.
             It is compared with differences along a random direction. Tangents are differences.
-        residual: `residual(x, params)` in `jax.numpy`, instead: ∂F/∂θ follows from it.
+        residual: `residual(x, params)` in `jax.numpy`, instead: ∂F/∂θ follows from it. It must be
+            the SNES's own, not only have the same roots, and is compared with it near the solution.
         fd_step: Relative step of central differences, instead: two residuals for each parameter,
             and no solve. 6e-6 is a good one.
         x0: Initial guess `(n,)`, by default zero.

@@ -8,6 +8,7 @@ of the residual, since Newton's method converges with a wrong J too.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution
+from backsolve.adjoint.jax_compat import NestedFunction
+from backsolve.adjoint.linearize import FlatResidual
 from backsolve.adjoint.norms import frobenius_norm
 from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.status import InputError, Status
@@ -34,6 +37,9 @@ __all__ = ["STEP", "Handle", "Linearised", "UserJacobian"]
 # Central differences of a residual in double precision are good to some 1e-9, of single-precision
 # or iterated parts in it less; a Jacobian that is wrong is hardly ever right to five digits.
 _JACOBIAN_TOL = 1e-5
+# Of two forms of one residual, as a whole and in each row; in single precision, and with rows in
+# units of their own, too.
+_RESIDUAL_TOL, _ROW_TOL = 1e-4, 1e-2
 STEP = 6e-6  # of central differences: the cube root of the rounding unit
 
 
@@ -60,6 +66,7 @@ class Handle(Owner):
         self.n = self._x.getSize()
         self._options = adjoint_options
         self._pool: Pool | None = None
+        self.nested = functools.lru_cache(maxsize=8)(_nested)
 
     @property
     def pool(self) -> Pool:
@@ -137,6 +144,19 @@ class Handle(Owner):
         return Solution(x, status, stats, message=message)
 
 
+def _nested(flat: FlatResidual) -> NestedFunction:
+    return NestedFunction(lambda x, *leaves: flat(x, leaves))
+
+
+def _nearby(array: np.ndarray, step: float, rng: np.random.Generator) -> np.ndarray:
+    """Move each number by so much of itself, or of the largest where it is zero."""
+    if array.dtype.kind != "f":
+        return array
+    sizes = np.abs(array)
+    sizes = np.where(sizes > 0, sizes, sizes.max(initial=0.0) or 1.0)
+    return array + step * sizes * rng.choice((-1.0, 1.0), array.shape)
+
+
 def _caught(function: Callable, raised: list[BaseException]) -> Callable:
     def call(snes, x, out, *rest, **kwargs):
         if not raised:
@@ -160,6 +180,7 @@ class _Point:
 
     handle: Handle
     tree: Tree
+    residual: NestedFunction | None
     operands: list[np.ndarray]
 
     @property
@@ -172,8 +193,38 @@ class _Point:
 
     @property
     def params(self) -> Any:
-        θ, _ = self.tree.unflatten(self.operands[1:])
+        return self._params(self.operands[1:])
+
+    def _params(self, leaves: list[np.ndarray]) -> Any:
+        θ, _ = self.tree.unflatten(leaves)
         return θ
+
+    def check_residual(self) -> None:
+        """Compare the residual in JAX, if there is one, with the SNES's own, close to the point.
+
+        At the point both vanish, though one be a multiple of the other. What is not finite, or is
+        lost in the rounding of one step, need not be so of the other.
+
+        Raises:
+            InputError: If they differ.
+        """
+        if self.residual is None:
+            return
+        rng, wrong, off = np.random.default_rng(self.handle.n), True, 0.0
+        for step in (1e-2, 1e-4):
+            x, *leaves = (_nearby(a, step, rng) for a in self.operands)
+            own = self.handle.residual(x, self._params(leaves))
+            given = self.residual(x, *leaves)
+            known = np.isfinite(own)
+            off = ratio(frobenius_norm((given - own)[known]), frobenius_norm(own[known]))
+            rows = np.abs(given - own) > _ROW_TOL * np.maximum(np.abs(given), np.abs(own))
+            rows &= np.abs(own) > 1e-12 * np.abs(own[known]).max(initial=0.0)
+            wrong = wrong & (known & (rows | (not off <= _RESIDUAL_TOL)))
+        if np.any(wrong):
+            raise InputError(
+                f"residual is not the function of this SNES: near the solution they differ by "
+                f"{off:.1e}; a multiple of it, or another one with the same roots, will not do"
+            )
 
 
 class _JacobianWorkspace(UserWorkspace):
@@ -198,6 +249,7 @@ class _JacobianWorkspace(UserWorkspace):
     def replace(self, J):
         """Compute the Jacobian, and compare it with differences of the residual."""
         handle, snes = self._handle, self._handle.snes
+        J.check_residual()
         handle.set_params(J.params)
         v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
         truth = handle.along(J.x, v)
@@ -231,10 +283,27 @@ class _JacobianWorkspace(UserWorkspace):
 
 @dataclass(frozen=True)
 class UserJacobian(Operator):
-    """J at (x, θ), which the user's callback knows."""
+    """J at (x, θ), which the user's callback knows.
+
+    Args:
+        handle: The SNES.
+        tree: Shape of the params.
+        residual: F in JAX, if it is known there too.
+    """
 
     handle: Handle
     tree: Tree
+    residual: NestedFunction | None = None
+
+    @property
+    def compiled(self):  # type: ignore[override]
+        """Whether the residual in JAX is to be compiled."""
+        return self.residual is not None
+
+    def prepare(self, operands):
+        """Compile the residual in JAX."""
+        if self.residual is not None:
+            self.residual.warm(*operands)
 
     @property
     def n(self):  # type: ignore[override]
@@ -252,7 +321,7 @@ class UserJacobian(Operator):
 
     def host(self, operands):
         """Return the point."""
-        return _Point(self.handle, self.tree, list(operands))
+        return _Point(self.handle, self.tree, self.residual, list(operands))
 
     def _loaded(self, operands):
         # Copies: the operands may be buffers of XLA, which other numbers come into.
