@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +29,11 @@ def call(
     entry: Entry,
     *,
     transposed: bool,
-) -> Solution:
-    """Solve for the columns of R, `(n, k)`; the entry keeps the state."""
+) -> tuple[Solution, list[Status]]:
+    """Solve for the columns of R, `(n, k)`, and return how each ended; the entry keeps the state.
+
+    The solution's own status and message are those of the first column that failed, if one did.
+    """
     # The store's copy, not the operands themselves: a state may keep views of its Jacobian.
     J = operator.host(entry.operands)
     n, k = R.shape
@@ -54,7 +57,7 @@ def call(
         solution.value, w = solution.value[:, :k], solution.value[:, k]
         entry.probe = entry.norm * group.norm(w)  # type: ignore[operator]
     _keep_state(entry, solution)
-    return solution
+    return solution, [solution.status] * k
 
 
 @functools.lru_cache(maxsize=16)
@@ -66,25 +69,25 @@ def probe(n: int, group: Group) -> np.ndarray:
 
 def _column_by_column(
     solve: Callable[[np.ndarray], Solution], group: Group, R: np.ndarray, entry: Entry
-) -> Solution:
+) -> tuple[Solution, list[Status]]:
     V = np.zeros(R.shape, order="F")
-    total, iterations = Solution(V), 0
-    for v, r in zip(V.T, R.T, strict=True):
+    total, ended, iterations = Solution(V), [Status.SUCCESS] * len(V.T), 0
+    for j, (v, r) in enumerate(zip(V.T, R.T, strict=True)):
         if not group.some(r.any()):
             continue
-        r = np.ascontiguousarray(r)
-        solution = solve(r)
+        solution = solve(np.ascontiguousarray(r))
         _keep_state(entry, solution)
-        v[:] = solution.value
+        v[:], ended[j] = solution.value, solution.status
         iterations += iterations_of(solution)
         if total.status is Status.SUCCESS:
             total.status, total.message = solution.status, solution.message
         total.doubt = total.doubt or solution.doubt
         total.stats |= solution.stats
         if solution.status is Status.TIME_LIMIT:
+            V[:, j:], ended[j:] = np.nan, [Status.TIME_LIMIT] * (len(ended) - j)
             break
     total.stats["iterations"] = iterations
-    return total
+    return total, ended
 
 
 def _keep_state(entry: Entry, solution: Solution) -> None:
@@ -101,11 +104,14 @@ def checked(
     transposed: bool,
     seconds: float,
 ) -> Solution:
-    """Call `linear_solve` with the entry's state; what is no success becomes NaN."""
-    if seconds < math.inf:
-        rhs = rhs.copy()  # it may be JAX's own memory, which dies with the call
+    """Call `linear_solve` with the entry's state; what is no success becomes NaN.
+
+    What it is given it may overwrite, and what it returns it may use again: both are copied.
+    """
     try:
-        found = within(seconds, solver.linear_solve, J, rhs, entry.state, transposed=transposed)
+        found = within(
+            seconds, solver.linear_solve, J, rhs.copy(), entry.state, transposed=transposed
+        )
         solution = as_solution(found)
     except np.linalg.LinAlgError:
         solution = Solution(None, Status.SINGULAR)
@@ -114,18 +120,14 @@ def checked(
     except Abandoned as error:
         entry.state = None  # which the call goes on with
         solution = Solution(None, Status.TIME_LIMIT, message=str(error))
-    if not isinstance(solution.status, Status):
-        solution.status = Status.UNKNOWN
     if solution.status is not Status.SUCCESS:
+        status = solution.status if isinstance(solution.status, Status) else Status.UNKNOWN
         nothing = np.full(rhs.shape, np.nan)
-        return Solution(nothing, solution.status, solution.stats, message=solution.message)
+        return Solution(nothing, status, solution.stats, message=solution.message)
     name = f"linear_solve of {type(solver).__name__}"
     value = returned(solution.value, name)
     if value.shape != rhs.shape:
         raise InputError(
             f"{name} returned shape {value.shape} for a right-hand side of shape {rhs.shape}"
         )
-    solution.value = np.asarray(value, np.float64)
-    if not solution.value.flags.writeable:
-        solution.value = solution.value.copy()
-    return solution
+    return dataclasses.replace(solution, value=np.array(value, np.float64))

@@ -165,8 +165,9 @@ class Solver:
         cheaper than `linear_solve`, which is the default. None if it cannot be had.
         """
         del rtol
-        solution = as_solution(self.linear_solve(jacobian, defect, state, transposed=transposed))
-        return solution.value if solution.status is Status.SUCCESS else None
+        found = self.linear_solve(jacobian, defect.copy(), state, transposed=transposed)
+        solution = as_solution(found)
+        return np.array(solution.value) if solution.status is Status.SUCCESS else None
 
     def host_residual(self, x: Any, params: Any) -> np.ndarray:
         """Return F(x, θ) as a vector, NumPy in and out, if calling `residual` from there won't do.

@@ -6,6 +6,7 @@ checks what came back, and leaves the account to a `Tally`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -150,11 +151,11 @@ def _call(problem: Problem, θ: Sequence[np.ndarray]) -> Solution:
         return Solution(np.nan, Status.OUT_OF_MEMORY)
     except Abandoned as error:
         return Solution(np.nan, Status.TIME_LIMIT, message=str(error))
-    if not isinstance(solution.status, Status):
-        solution.status = Status.UNKNOWN
     if solution.status is not Status.SUCCESS:
-        return solution
-    solution.value = _vector(problem, solution.value)
+        known = isinstance(solution.status, Status)
+        return solution if known else dataclasses.replace(solution, status=Status.UNKNOWN)
+    # A copy: what the solver returned is its own, and may be used again in the next lane.
+    solution = dataclasses.replace(solution, value=_vector(problem, solution.value))
     if not problem.group.every(np.isfinite(solution.value).all()):
         solution.status = Status.NONFINITE_OUTPUT
     return solution
@@ -177,7 +178,7 @@ def _vector(problem: Problem, value: Any) -> np.ndarray:
             f"{problem.name}: solve returned shapes {[leaf.shape for leaf in leaves]}, but "
             f"{list(unknown.shapes)} was declared (by abstract_eval, or like=)"
         )
-    return np.asarray(unknown.pack(unknown.unflatten(leaves)), np.float64)
+    return np.array(unknown.pack(unknown.unflatten(leaves)), np.float64)
 
 
 def _keep_state(problem: Problem, solution: Solution, θ: Sequence[np.ndarray]) -> Entry | None:

@@ -12,6 +12,8 @@ __all__ = ["column_dots", "column_norms", "frobenius_norm"]
 def frobenius_norm(array: np.ndarray) -> float:
     """Return the root of the sum of squares; NaN or inf if the array holds one."""
     flat = array if array.ndim == 1 else array.ravel(order="K")
+    if flat.dtype.kind != "f":  # integers overflow
+        flat = flat.astype(np.float64)
     squares = float(flat.dot(flat))
     if 1e-290 < squares < 1e290:
         return math.sqrt(squares)

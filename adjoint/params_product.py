@@ -22,6 +22,7 @@ from .jax_compat import (
     host_primitive,
     is_undefined_primal,
     is_zero,
+    unbroadcast,
 )
 from .lanes import each_lane
 from .problem import Problem, raised
@@ -120,8 +121,10 @@ def _transpose(cotangents, *operands, problem, transposed):
         for c, s in zip(cotangents, structs, strict=True)
     ]
     results = params_product_p.bind(*fixed, *given, problem=problem, transposed=not transposed)
-    wanted = map(is_undefined_primal, last)
-    return [None] * count + [r if w else None for r, w in zip(results, wanted, strict=True)]
+    return [None] * count + [
+        unbroadcast(r, a) if is_undefined_primal(a) else None
+        for r, a in zip(results, last, strict=True)
+    ]
 
 
 def _batching(operands, axes, *, problem, transposed):

@@ -33,6 +33,7 @@ from .jax_compat import (
     is_undefined_primal,
     is_zero,
     owned,
+    unbroadcast,
     zero_tangent,
 )
 from .params_product import params_product
@@ -228,14 +229,14 @@ def _linear_solve_transpose(cotangents, *operands, problem, transposed):
 def _solve_transpose(cotangents, *params, problem):
     # A x = b is linear in b, and in nothing else.
     x_bar = cotangents[0]
-    *operands, _ = params
+    *operands, b = params
     if not problem.is_linear or any(map(is_undefined_primal, operands)):
         raise TypeError(f"{problem.name} is not linear in these arguments: it has no transpose")
     if is_zero(x_bar):
         return [None] * len(params)
     ticket = jnp.zeros((*x_bar.shape[:-1], Ticket.size), jnp.uint32)
     (λ,) = linear_solve_p.bind(*operands, x_bar, ticket, problem=problem, transposed=True)
-    return [None] * len(operands) + [λ]
+    return [None] * len(operands) + [unbroadcast(λ, b)]
 
 
 define_transpose(linear_solve_p, _linear_solve_transpose)

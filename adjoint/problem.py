@@ -123,9 +123,10 @@ def raised(array: Any) -> Any:
 def residual_on_host(problem: Problem, x: np.ndarray, params: Sequence[np.ndarray]) -> np.ndarray:
     """Return F(x, θ) inside a callback."""
     if problem.solver.overrides("host_residual"):
-        return problem.solver.host_residual(
+        F = problem.solver.host_residual(
             problem.unknown.unpack(x), problem.params.unflatten(params)
         )
+        return np.array(F, np.float64)  # which may be used again in the next call
     return _nested_residual(problem)(x, *params)
 
 

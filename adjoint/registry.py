@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .forks import held_over_forks
 from .status import SolverBroken, SolverNotFound
 
 __all__ = ["EXTRAS", "available_solvers", "get_solver", "register", "registered_solvers", "require"]
@@ -81,7 +82,7 @@ def get_solver(name: str) -> type:
 
 # Two callback threads that import parts of one library at once can deadlock: Python's locks are
 # per module, and the imports of SciPy's compiled modules go in circles.
-_importing = threading.RLock()
+_importing = held_over_forks(threading.RLock())
 
 
 @functools.cache

@@ -112,11 +112,14 @@ def solve_system(
         else:
             if Status.NONFINITE_INPUT in status:  # solve for the good columns only
                 R = np.where([s is Status.SUCCESS for s in status], R, 0.0)
-            solution = call(problem.policy, solver, operator, R, entry, transposed=transposed)
+            solution, ended = call(
+                problem.policy, solver, operator, R, entry, transposed=transposed
+            )
+            status = [e if s is Status.SUCCESS else s for s, e in zip(status, ended, strict=True)]
             if transposed and not solution.doubt:
                 solution.doubt = _not_the_transpose(problem.policy, operator, operands, entry)
         V = solution.value
-        if solution.status is Status.SUCCESS:
+        if Status.SUCCESS in status:
             if len(sizes) == 1:
                 defect = operator.apply(operands, V[:, 0], transposed=transposed).reshape(-1, 1)
             else:
@@ -124,7 +127,6 @@ def solve_system(
             defect = np.asfortranarray(defect - R)  # whose columns are asked for
         else:
             defect = np.full(R.shape, np.nan)
-            status = [solution.status if s is Status.SUCCESS else s for s in status]
         reuse = "" if entry.state is None else (found if entry.state is earlier else "new")
         return judged(
             problem.policy,
@@ -201,15 +203,16 @@ def judged(
             elif not_solved(eta[j], residual[j]):
                 status[j] = Status.NOT_SOLVED
     conditioning = None
-    if Status.SUCCESS in status:
+    good = [j for j, ended in enumerate(status) if ended is Status.SUCCESS]
+    if good:
         known = policy, solver, operator, entry, bound
         if solver.capabilities.iterative and policy.verdict != "full":
             left = {}
             if tickets is not None:
-                left = _defects(group, norm, defect, eta, tickets, transposed)  # type: ignore[arg-type]
+                left = _defects(group, norm, defect, eta, good, tickets, transposed)  # type: ignore[arg-type]
             conditioning = by_correction(*known, **left)
         else:
-            conditioning = by_estimate(*known, max(eta))
+            conditioning = by_estimate(*known, max(eta[j] for j in good))
         if conditioning.kind == "estimate" and singular(conditioning.value):
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
     if reuse == "new":
@@ -236,14 +239,18 @@ def _defects(
     norm: float,
     defect: np.ndarray,
     eta: list[float],
+    good: list[int],
     tickets: np.ndarray,
     transposed: bool,
 ) -> dict[str, Defect]:
-    """Return the worst that this system left over, and that the differentiated solves did."""
-    j = max(range(len(eta)), key=eta.__getitem__)
+    """Return the worst that this system left over, and that the differentiated solves did.
+
+    Of the good columns only.
+    """
+    j = max(good, key=eta.__getitem__)
     found = {"linear": Defect(defect[:, j].copy(), eta[j], transposed)}
     primal = Ticket.residuals(tickets)
-    j = max(range(len(primal)), key=primal.__getitem__)
+    j = max(good, key=primal.__getitem__)
     F = store.residual(tickets[j])
     known = F is not None and F.shape == defect[:, 0].shape
     if group.every(known) and F is not None:

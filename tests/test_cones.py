@@ -264,8 +264,11 @@ def test_single_precision_is_double_precision_rounded(name):
 
 @each_cone
 def test_a_nan_is_passed_on(name):
-    p = projected(name, np.full((1, CONES[name][1]), np.nan))
-    assert np.isnan(p).any() or name == "zero"
+    n = CONES[name][1]
+    gaps = np.vstack([np.full(n, np.nan), np.where(np.eye(n) > 0, np.nan, points(name)[0])])
+    for v in gaps:
+        p = projected(name, v[None])
+        assert np.isnan(p).any() or name == "zero"
 
 
 # --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The way to the host and back: equal results, intact buffers, errors, policies and records."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +195,60 @@ def test_results_share_no_memory_with_what_a_solver_keeps(crossed):
     expected = np.array(first)
     jax.block_until_ready(function(A, 2 * B))
     np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["array", "Solution"])
+def test_lanes_share_no_memory_though_a_solver_returns_the_same(crossed, whole):
+    memory = backsolve.Solution(np.zeros(N))
+
+    def solve(a, b):
+        memory.value[:] = np.linalg.solve(a, b)
+        return memory if whole else memory.value
+
+    function = backsolve.implicit(solve, lambda x, a, b: a @ x - b, like=B)
+    lanes = jnp.stack([B, -3 * B, 2 * B])
+    x = crossed(jax.vmap(function, (None, 0)))(A, lanes)
+    np.testing.assert_allclose(x, np.linalg.solve(A, lanes.T).T)
+
+
+@dataclass(frozen=True)
+class Frugal(backsolve.Solver):
+    """A root that is not quite one, so that more is solved for to judge its derivatives.
+
+    Its linear solves overwrite their right-hand sides, and return memory that is used again.
+    """
+
+    capabilities = backsolve.Capabilities(jacobian="dense", multi_rhs=True)
+    memory: dict = field(default_factory=dict, hash=False, compare=False)
+
+    def residual(self, x, params):
+        a, b = params
+        return a @ x + 0.1 * x**3 - b
+
+    def abstract_eval(self, params):
+        return params[1]
+
+    def solve(self, params):
+        a, b = params
+        x = np.linalg.solve(a, b)
+        for _ in range(20):
+            x -= np.linalg.solve(a + np.diag(0.3 * x**2), a @ x + 0.1 * x**3 - b)
+        return backsolve.Solution(x * (1 + 1e-9))
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        held = self.memory.setdefault(rhs.shape, np.zeros(rhs.shape))
+        held[:] = np.linalg.solve(jacobian.T if transposed else jacobian, rhs)
+        rhs[:] = np.nan
+        return backsolve.Solution(held)
+
+
+def test_linear_solves_may_overwrite_what_they_are_given_and_use_their_memory_again(crossed, close):
+    solver, w = Frugal(), jnp.arange(1.0, N + 1)
+    gradient = crossed(jax.grad(lambda b: backsolve.solve(solver, (A, b)) @ w))
+    x = backsolve.solve(solver, (A, B))
+    expected = jnp.linalg.solve(A.T + jnp.diag(0.3 * x**2), w)
+    for _ in range(2):
+        close(gradient(B), expected, 1e-6)
 
 
 # --------------------------------------------------------------------------------------------

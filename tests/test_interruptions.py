@@ -5,6 +5,7 @@ Each scenario runs in a process of its own, with a time limit.
 
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -194,6 +195,31 @@ def test_a_child_forked_while_threads_solve_does_not_hang(name, in_fresh_process
     assert error < 1e-9
     assert solves > 8
     assert set(codes) <= {0, 4}, "None: it hung"
+
+
+def forked_while_importing(folder):
+    """Fork while a thread imports a library; return the exit code of a child that does, too."""
+    from backsolve.adjoint.registry import require
+
+    sys.path.append(folder)
+    thread = threading.Thread(target=require, args=("slow_library",))
+    thread.start()
+    while "slow_library" not in sys.modules:
+        time.sleep(0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        child = os.fork()
+    if not child:
+        require("colorsys")
+        os._exit(0)
+    code = ended(child, 15)
+    thread.join()
+    return code
+
+
+def test_a_child_forked_while_a_thread_imports_does_not_hang(in_fresh_process, tmp_path):
+    (tmp_path / "slow_library.py").write_text("import time; time.sleep(1)")
+    assert in_fresh_process(forked_while_importing, str(tmp_path)) == 0
 
 
 # --------------------------------------------------------------------------------------------

@@ -174,6 +174,49 @@ def test_a_wrong_transpose_is_not_trusted(jit):
         jax.block_until_ready(gradient(B))
 
 
+@jax.custom_vjp
+def one_way(v):
+    return jnp.asarray(A) @ v
+
+
+one_way.defvjp(lambda v: (one_way(v), None), lambda _, c: (c,))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_wrong_transpose_is_not_trusted_where_jax_has_none(jit):
+    def f(matrix):
+        return lambda b: krylov.solve(one_way, b, vecmat=lambda v: jnp.asarray(matrix) @ v).sum()
+
+    wrap = jax.jit if jit else lambda g: g
+    expected = np.linalg.solve(A.T, np.ones(N))
+    np.testing.assert_allclose(wrap(jax.grad(f(A.T)))(B), expected, rtol=1e-8)
+    slightly = A.T + 1e-3 * np.triu(A)
+    for wrong in (A, slightly):
+        with pytest.warns(UntrustedGradientWarning, match="not the transpose"):
+            jax.block_until_ready(wrap(jax.grad(f(wrong)))(B))
+
+
+def test_a_right_hand_side_that_fails_does_not_spoil_the_others():
+    def f(b):
+        how = {"maxiter": 1, "restart": 1, "rtol": 1e-12, "on_failure": "nan"}
+        return krylov.solve(lambda v: jnp.asarray(A) @ v, b, **how)
+
+    e = np.linalg.eig(SPD)[1].real[:, 0]
+    with backsolve.record() as log:
+        x = jax.vmap(f)(np.stack([B, np.zeros(N), B]))
+    assert np.isnan(x[0]).all() and np.isnan(x[2]).all() and not x[1].any()
+    assert log[0].status is Status.MAX_ITERATIONS and log[0].lanes == 3
+
+    def g(b):
+        return krylov.solve(
+            lambda v: jnp.asarray(SPD) @ v, b, method="cg", maxiter=2, on_failure="nan"
+        )
+
+    x = jax.vmap(g)(np.stack([B, e]))
+    assert np.isnan(x[0]).all()
+    np.testing.assert_allclose(x[1], np.linalg.solve(SPD, e), rtol=1e-8)
+
+
 def test_a_product_that_is_affine_is_not_trusted():
     def f(b):
         return krylov.solve(lambda v: jnp.asarray(A) @ v + 1.0, b)

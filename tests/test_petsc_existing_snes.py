@@ -167,6 +167,12 @@ def test_transformations(form, PETSc, close):
     close(jax.jit(jax.vmap(at(f)))(rates), jax.vmap(at(newton))(rates), 1e-9)
     expected = jax.vmap(jax.grad(loss(at(newton))))(rates)
     close(jax.jit(jax.vmap(jax.grad(loss(at(f)))))(rates), expected, 1e-7)
+
+    def shared(g):  # the force, by all lanes
+        lanes = jax.vmap(lambda rate, force: g({"rate": rate, "force": force}), (0, None))
+        return jax.grad(lambda force: jnp.sum(jnp.sin(lanes(rates, force)) @ WEIGHTS))
+
+    close(shared(f)(THETA["force"]), shared(newton)(THETA["force"]), 1e-7)
     close(jax.grad(lambda r: jnp.sum(jax.vmap(loss(at(f)))(r)))(rates), expected, 1e-7)
     close(
         jax.jit(jax.jacrev(lambda r: at(f)(r)[:4]))(rates[0]),
@@ -653,9 +659,22 @@ def test_a_residual_of_another_shape_is_refused(PETSc):
         jax.grad(loss(f))(THETA)
 
 
-def test_a_residual_in_jax_that_is_another_one_is_not_trusted(PETSc):
+ROWS = np.where(np.arange(N) == 7, 2.0, 1.0)
+OTHERS = {
+    "shifted": lambda x, θ: F(x, θ) + 0.1,
+    "twice": lambda x, θ: 2 * F(x, θ),
+    "negative": lambda x, θ: -F(x, θ),
+    "one row twice": lambda x, θ: ROWS * F(x, θ),
+    "small row twice": lambda x, θ: jnp.where(ROWS > 1, 2e-6, 1.0) * F(x, θ),
+    "another parameter": lambda x, θ: F(x, θ) + H2 * FORCE * (θ["force"] - THETA["force"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_residual_in_jax_that_is_another_one_is_refused(name, jit, PETSc):
     app = Application()
-    f = petsc.from_snes(configured(PETSc, app), app.set, residual=lambda x, θ: F(x, θ) + 0.1)
-    with backsolve.record() as log:
-        jax.grad(loss(lambda θ: f(θ, on_untrusted="ignore")))(THETA)
-    assert log[-1].trusted is False
+    f = petsc.from_snes(configured(PETSc, app), app.set, residual=OTHERS[name])
+    gradient = jax.grad(loss(f))
+    with pytest.raises((InputError, jax.errors.JaxRuntimeError), match="not the function of this"):
+        jax.block_until_ready((jax.jit(gradient) if jit else gradient)(THETA))

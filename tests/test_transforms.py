@@ -136,7 +136,7 @@ LINEAR = {"lapack", "superlu"}
 
 TRANSFORMS: dict[str, Callable] = {}
 _EAGER_ONLY: set[str] = set()
-_LINEAR_ONLY = {"linear_transpose", "linear_transpose_of_vmap"}
+_LINEAR_ONLY = {"linear_transpose", "linear_transpose_of_vmap", "linear_transpose_of_shared_b"}
 
 
 def transform(function):
@@ -461,6 +461,11 @@ def linear_transpose(solve, p):
 def linear_transpose_of_vmap(solve, p):
     batched = lambda b: jax.vmap(solve, (None, 0))(p.a, b)  # noqa: E731
     return jax.linear_transpose(batched, p.b_batch)(jnp.flip(p.b_batch, 0))
+
+
+@transform
+def linear_transpose_of_shared_b(solve, p):
+    return jax.linear_transpose(lambda b: jax.vmap(solve, (0, None))(p.a_batch, b), p.b)(p.b_batch)
 
 
 @transform

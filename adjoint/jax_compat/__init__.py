@@ -19,6 +19,7 @@ from .rules import (
     is_traced,
     is_undefined_primal,
     is_zero,
+    unbroadcast,
     user_context,
     zero_tangent,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "jax_primitive",
     "nested_device",
     "owned",
+    "unbroadcast",
     "user_context",
     "zero_tangent",
 ]

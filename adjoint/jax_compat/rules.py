@@ -22,6 +22,7 @@ __all__ = [
     "is_traced",
     "is_undefined_primal",
     "is_zero",
+    "unbroadcast",
     "user_context",
     "zero_tangent",
 ]
@@ -82,6 +83,19 @@ def in_front(operands: Sequence[Any], axes: Sequence[int | None]) -> tuple[int, 
         jnp.expand_dims(a, 0) if d is None else jnp.moveaxis(a, d, 0)
         for a, d in zip(operands, axes, strict=True)
     ]
+
+
+def unbroadcast(cotangent: jax.Array, operand: Any) -> jax.Array:
+    """Return the cotangent of an undefined primal that has size one along axes of a batch.
+
+    What all lanes share gets the sum of what each gives.
+    """
+    aval = operand.aval
+    if cotangent.shape != aval.shape:
+        sizes = enumerate(zip(cotangent.shape, aval.shape, strict=True))
+        axes = [axis for axis, (given, own) in sizes if given != own]
+        cotangent = jnp.sum(cotangent, tuple(axes), keepdims=True)
+    return cotangent.astype(aval.dtype)
 
 
 def hoist(fun: Callable, *avals: jax.ShapeDtypeStruct) -> tuple[Callable, list[Any]]:

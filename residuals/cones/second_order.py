@@ -29,8 +29,8 @@ def second_order(v: jax.Array) -> jax.Array:
         raise InputError("v is empty, but (t, x) has t at least")
     t, x = v[0], v[1:]
     r = jnp.linalg.norm(lax.stop_gradient(x))
-    # Elsewhere than by the surface a stand-in for x keeps what is not chosen finite.
-    x = jnp.where(r > jnp.abs(t), x, 1.0)
+    # Elsewhere than by the surface a stand-in for x keeps what is not chosen finite. NaN stays.
+    x = jnp.where(r <= jnp.abs(t), 1.0, x)
     surface = (
         0.5
         * (t + jnp.linalg.norm(x))
