@@ -282,6 +282,13 @@ class InaccurateDerivative(Newton):
         return solution
 
 
+class AbsoluteTolerance(Newton):
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        if np.linalg.norm(rhs) < 1e-6:
+            return Solution(np.zeros_like(rhs), state=state)
+        return super().linear_solve(jacobian, rhs, state, transposed=transposed)
+
+
 class IdentityHash(Inverse):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -442,6 +449,7 @@ MUTANTS = [
     (Inaccurate(), "check_residual", "does not vanish"),
     (InaccurateDerivative(), "check_verdict", "not trusted"),
     (InaccurateDerivative(), "check_gradients", "the JVP by"),
+    (AbsoluteTolerance(), "check_small_seeds", "seed 1e-09 times"),
     (IdentityHash(), "check_compilation_key", "not equal"),
     (OptionLeftOut(), "check_options_differ", "tol=1e-10"),
     (NumbersFromNaN(), "check_nan_input", "made numbers of it"),

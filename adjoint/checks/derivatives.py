@@ -26,6 +26,7 @@ __all__ = [
     "check_opaque",
     "check_reuse",
     "check_second_order",
+    "check_small_seeds",
     "check_verdict",
 ]
 
@@ -100,6 +101,23 @@ def _ensure_dual(
 ) -> None:
     scale = float(np.linalg.norm(u) * np.linalg.norm(Sw))
     ensure_close(inner([u], [Sw]), inner(Sᵀu, w), case.tolerance, message, scale=scale)
+
+
+@check()
+def check_small_seeds(solver: Solver) -> None:
+    """Tangents and adjoints are as good where they are small: no absolute tolerance is met by 0."""
+    case, small = Case(solver), 1e-9
+    θ_dot = case.direction()
+
+    def both(scale):
+        x, pullback = jax.vjp(case.x, case.θ)
+        _, x_dot = jax.jvp(case.x, (case.θ,), ([scale * t for t in θ_dot],))
+        return [x_dot, *pullback(scale * jnp.sin(x))[0]]
+
+    with policy(on_failure="nan", on_untrusted="ignore"):
+        for found, expected in zip(both(small), both(1.0), strict=True):
+            message = f"a derivative with a seed {small:.0e} times as large is not so many times it"
+            ensure_close(found / small, expected, case.tolerance, message)
 
 
 @check()
