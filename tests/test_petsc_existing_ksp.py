@@ -452,7 +452,7 @@ def test_solves_in_a_loop(PETSc, close):
 SINGULAR = np.where(ROWS == 3, 0.0, MATRIX.data)
 
 
-@pytest.mark.parametrize("kind", ["gmres-ilu", "preonly-lu"])
+@pytest.mark.parametrize("kind", ["gmres-ilu", "preonly-lu", "fgmres-asm", "tfqmr-bjacobi"])
 def test_the_ksp_is_usable_after_a_failure(kind, PETSc, close):
     ksp = configured(PETSc, *KINDS[kind])
     f = petsc.from_ksp(ksp)

@@ -528,6 +528,37 @@ def test_the_snes_is_usable_after_a_failure(form, PETSc, close):
     close(x[1], SOLUTION, 1e-9)
 
 
+PIVOTS = {
+    "ilu": {"pc_type": "ilu"},
+    "lu": {"pc_type": "lu"},
+    "bjacobi": {"pc_type": "bjacobi", "pc_bjacobi_blocks": 5},
+    "asm": {"pc_type": "asm", "pc_asm_blocks": 2},
+    "ksp": {"ksp_type": "fgmres", "pc_type": "ksp", "ksp_ksp_type": "gmres", "ksp_pc_type": "ilu"},
+    "inner": {"snes_type": "ngmres", "npc_snes_type": "newtonls", "npc_pc_type": "ilu"},
+}
+
+
+@pytest.mark.parametrize("options", PIVOTS.values(), ids=PIVOTS)
+def test_a_zero_pivot_does_not_last(options, PETSc, close):
+    class Stopping(Application):
+        def jacobian(self, snes, X, J, P):
+            super().jacobian(snes, X, J, P)
+            if self.force < 0:
+                columns, values = P.getRow(0)
+                P.setValues(0, columns, np.zeros_like(values))
+                P.assemble()
+
+    app = Stopping()
+    options = {"ksp_type": "gmres", "ksp_rtol": 1e-12, "snes_max_it": 50} | options
+    f = function(PETSc, "params_vjp", options=options, app=app, rtol=1e-10)
+    first = f(THETA)
+    for _ in range(2):
+        with pytest.raises(SolverError):
+            f({**THETA, "force": np.array(-2.0)})
+        close(f(THETA), first, 1e-10)
+        close(jax.grad(loss(f))(THETA), EXPECTED, 1e-7)
+
+
 @pytest.mark.parametrize("where", ["residual", "jacobian"])
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_callback_raises_is_quoted_and_the_snes_works_again(where, form, PETSc, close):

@@ -18,11 +18,11 @@ from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
 from .errors import said, status_of_error
+from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
 from .options import TOLERANCES, Database, as_options
 from .pool import Pool
-from .reasons import pc_failed
 from .started import Started
 from .transpose import DIRECT, DISTINCT_SMOOTHERS
 from .workspace import Workspace
@@ -71,8 +71,7 @@ class UserWorkspace(Workspace):
         """Replace the values, and set up."""
         self._check()
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
-        if pc_failed(self.ksp.getPC()):
-            self.ksp.getPC().reset()  # ILU never forgets a failure (PETSc 3.26)
+        forget_failure(self.PETSc, self.ksp)
         super().load(J)
         self._states_loaded = self._states()
 

@@ -26,6 +26,7 @@ from backsolve.adjoint.verdict import ratio
 
 from .chebyshev import restore
 from .existing_ksp import UserWorkspace
+from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
 from .owner import Owner
@@ -134,6 +135,8 @@ class Handle(Owner):
         self.check()
         self.set_params(params)
         self._x.setArray(x0)
+        for snes in (self.snes, *([self.snes.getNPC()] if self.snes.hasNPC() else [])):
+            forget_failure(self.PETSc, snes.getKSP())
         with self.orderly():
             self.snes.solve(None, self._x)
         status, message = snes_ended(self.PETSc, self.snes)
