@@ -462,6 +462,8 @@ def test_options_of_the_adjoint_are_used(PETSc, close):
     with backsolve.record() as log:
         close(jax.grad(loss(f))(THETA), EXPECTED, 1e-7)
     assert log[-1].direction == "adjoint" and log[-1].iterations == 1
+    with pytest.raises(InputError, match=r"adjoint_options: .* no such type"):
+        function(PETSc, "params_vjp", options, adjoint_options={"pc_type": "no_such_type"})
 
 
 # --------------------------------------------------------------------------------------------

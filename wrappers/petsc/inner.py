@@ -1,7 +1,7 @@
 """The solvers inside of a preconditioner, and what they remember.
 
-Quirk: a preconditioner that could not be built may fail ever after, whatever its matrix is then: ILU
-does (PETSc 3.26), and so does what has it as a part.
+Quirk: a preconditioner that could not be built may fail ever after, whatever its matrix is then:
+ILU does (PETSc 3.26), and so does what has it as a part.
 """
 
 from __future__ import annotations

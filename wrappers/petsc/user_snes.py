@@ -32,6 +32,7 @@ from .library import entered
 from .owner import Owner
 from .pool import Pool
 from .reasons import snes_ended
+from .workspace import changed_by
 
 __all__ = ["STEP", "Handle", "Linearised", "UserJacobian"]
 
@@ -55,7 +56,7 @@ class Handle(Owner):
         PETSc: The module.
         snes: The SNES.
         set_params: See `from_snes`.
-        adjoint_options: What differs in derivatives.
+        adjoint_options: What differs in derivatives, see `from_snes`.
     """
 
     owns = ("_x", "_f")
@@ -65,6 +66,7 @@ class Handle(Owner):
         self._x = snes.getFunction()[0].duplicate()
         self._f = self._x.duplicate()
         self.n = self._x.getSize()
+        changed_by(PETSc, adjoint_options)  # before there is a workspace that reads them
         self._options = adjoint_options
         self._pool: Pool | None = None
         self.nested = functools.lru_cache(maxsize=8)(_nested)
