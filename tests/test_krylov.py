@@ -244,6 +244,33 @@ def test_a_loose_solve_has_a_tight_derivative_that_is_not_trusted():
     np.testing.assert_allclose(λ, np.linalg.solve(A.T, np.ones(N)), rtol=1e-8)
 
 
+@pytest.mark.parametrize("method", [*GENERAL, "cg", "minres"])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_an_absolute_tolerance_is_not_the_adjoints(method, scale):
+    matrix = SPD if method in ("cg", "minres") else A
+
+    def loss(b):
+        x = krylov.solve(lambda v: matrix @ v, b, method=method, atol=1e-5, on_untrusted="ignore")
+        return scale * jnp.sum(x)
+
+    expected = scale * np.linalg.solve(matrix.T, np.ones(N))
+    np.testing.assert_allclose(jax.grad(loss)(B), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("method", [*GENERAL, "cg", "minres"])
+def test_an_absolute_tolerance_is_one_of_the_residual(method):
+    n, b = 40, np.random.default_rng(5).standard_normal(40)
+    matrix = np.diag(np.linspace(1.0, 30.0, n))
+    steps = []
+    for atol in (0.0, 1e-4, 1e-1):
+        found = krylov.solve(lambda v: matrix @ v, b, method=method, atol=atol, full_output=True)
+        residual = np.linalg.norm(b - matrix @ found.value)
+        assert residual < 30 * max(atol, 1e-10 * np.linalg.norm(b))
+        steps.append(int(found.stats["iterations"]))
+    assert steps[0] > steps[1] > steps[2] or method in ("gmres", "lgmres", "gcrotmk")
+    assert steps[0] >= steps[1] >= steps[2]
+
+
 def test_a_loose_derivative_is_not_trusted_either():
     def f(b):
         return krylov.solve(lambda v: jnp.asarray(A) @ v, b, derivative_rtol=1e-2).sum()

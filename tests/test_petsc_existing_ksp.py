@@ -202,6 +202,8 @@ def test_options_of_the_adjoint_are_used(PETSc):
     with pytest.raises(InputError, match="did not read 'pc_typ'"):
         f = petsc.from_ksp(ksp, adjoint_options={"pc_typ": "lu"})
         jax.grad(loss(f))(f.data, B)
+    with pytest.raises(InputError, match=r"adjoint_options: .* no such type"):
+        petsc.from_ksp(ksp, adjoint_options={"pc_type": "no_such_type"})
     assert users_solve(ksp, B) < 1e-9
 
 
@@ -452,7 +454,7 @@ def test_solves_in_a_loop(PETSc, close):
 SINGULAR = np.where(ROWS == 3, 0.0, MATRIX.data)
 
 
-@pytest.mark.parametrize("kind", ["gmres-ilu", "preonly-lu"])
+@pytest.mark.parametrize("kind", ["gmres-ilu", "preonly-lu", "fgmres-asm", "tfqmr-bjacobi"])
 def test_the_ksp_is_usable_after_a_failure(kind, PETSc, close):
     ksp = configured(PETSc, *KINDS[kind])
     f = petsc.from_ksp(ksp)

@@ -468,6 +468,8 @@ def test_options_of_the_adjoint_are_used(PETSc, close):
     with backsolve.record() as log:
         close(jax.grad(loss(f))(THETA), EXPECTED, 1e-7)
     assert log[-1].direction == "adjoint" and log[-1].iterations == 1
+    with pytest.raises(InputError, match=r"adjoint_options: .* no such type"):
+        function(PETSc, "params_vjp", options, adjoint_options={"pc_type": "no_such_type"})
 
 
 # --------------------------------------------------------------------------------------------
@@ -532,6 +534,37 @@ def test_the_snes_is_usable_after_a_failure(form, PETSc, close):
         x = jax.vmap(lambda θ: f(θ, on_failure="nan"))(both)
     assert np.isnan(x[0]).all()
     close(x[1], SOLUTION, 1e-9)
+
+
+PIVOTS = {
+    "ilu": {"pc_type": "ilu"},
+    "lu": {"pc_type": "lu"},
+    "bjacobi": {"pc_type": "bjacobi", "pc_bjacobi_blocks": 5},
+    "asm": {"pc_type": "asm", "pc_asm_blocks": 2},
+    "ksp": {"ksp_type": "fgmres", "pc_type": "ksp", "ksp_ksp_type": "gmres", "ksp_pc_type": "ilu"},
+    "inner": {"snes_type": "ngmres", "npc_snes_type": "newtonls", "npc_pc_type": "ilu"},
+}
+
+
+@pytest.mark.parametrize("options", PIVOTS.values(), ids=PIVOTS)
+def test_a_zero_pivot_does_not_last(options, PETSc, close):
+    class Stopping(Application):
+        def jacobian(self, snes, X, J, P):
+            super().jacobian(snes, X, J, P)
+            if self.force < 0:
+                columns, values = P.getRow(0)
+                P.setValues(0, columns, np.zeros_like(values))
+                P.assemble()
+
+    app = Stopping()
+    options = {"ksp_type": "gmres", "ksp_rtol": 1e-12, "snes_max_it": 50} | options
+    f = function(PETSc, "params_vjp", options=options, app=app, rtol=1e-10)
+    first = f(THETA)
+    for _ in range(2):
+        with pytest.raises(SolverError):
+            f({**THETA, "force": np.array(-2.0)})
+        close(f(THETA), first, 1e-10)
+        close(jax.grad(loss(f))(THETA), EXPECTED, 1e-7)
 
 
 @pytest.mark.parametrize("where", ["residual", "jacobian"])

@@ -131,6 +131,20 @@ def test_an_option_of_the_adjoint_that_nobody_reads_is_named():
         jax.grad(lambda b: petsc.ksp(A, b, ILU, adjoint_options=adjoint).sum())(B)
 
 
+@pytest.mark.parametrize("adjoint", [{"pc_type": "no_such_type"}, {"ksp_type": "no_such_type"}])
+def test_a_type_of_the_adjoint_that_does_not_exist_is_named_before_there_is_one(adjoint):
+    def f(b):
+        return petsc.ksp(A, b, ILU, adjoint_options=adjoint)
+
+    for call in (lambda: f(B), lambda: jax.jvp(f, (B,), (B,)), lambda: jax.grad(loss(f))(B)):
+        with pytest.raises(InputError, match="adjoint_options: this build of PETSc has no such t"):
+            call()
+
+
+def loss(f):
+    return lambda b: f(b).sum()
+
+
 # --------------------------------------------------------------------------------------------
 # Numbers that cannot be solved with: SolverError with a status
 

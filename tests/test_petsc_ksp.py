@@ -632,6 +632,18 @@ def test_the_adjoint_may_have_a_preconditioner_of_its_own():
     assert counts["lu"][1] < counts["ilu"][1] < counts["jacobi"][1]
 
 
+def test_a_tangent_has_the_tolerances_of_the_adjoint_and_the_options_of_the_solve():
+    def iterations_of(**adjoint):
+        f = sparse(ILU, adjoint_options=adjoint, on_untrusted="ignore")
+        with backsolve.record() as log:
+            jax.block_until_ready(jax.jvp(lambda b: f(DATA, b), (B,), (WEIGHTS,)))
+        return [r.iterations for r in log]
+
+    usual = iterations_of()
+    assert iterations_of(pc_type="none") == iterations_of(ksp_type="bcgs") == usual
+    assert iterations_of(pc_type="none", ksp_rtol=1e-2)[1] < usual[1]
+
+
 @pytest.mark.parametrize("pc", ["ilu", "jacobi"])
 def test_a_direct_forward_solve_may_have_an_iterative_adjoint(pc):
     adjoint = {"ksp_type": "gmres", "pc_type": pc}

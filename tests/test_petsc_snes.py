@@ -438,6 +438,37 @@ def test_a_snes_works_again_after_it_failed(close):
         close(jax.grad(lambda θ: jnp.sum(f(θ, np.ones(2))))(θ), jnp.exp(θ), 1e-8)
 
 
+PIVOTS = {
+    "ilu": {"pc_type": "ilu"},
+    "lu": {"pc_type": "lu"},
+    "bjacobi": {"pc_type": "bjacobi", "pc_bjacobi_blocks": 5},
+    "asm": {"pc_type": "asm", "pc_asm_blocks": 2},
+    "ksp": {"ksp_type": "fgmres", "pc_type": "ksp", "ksp_ksp_type": "gmres", "ksp_pc_type": "ilu"},
+    "inner": {"snes_type": "ngmres", "npc_snes_type": "newtonls", "npc_pc_type": "ilu"},
+}
+
+
+@pytest.mark.parametrize("options", PIVOTS.values(), ids=PIVOTS)
+def test_a_zero_pivot_does_not_last(options, close):
+    def F(x, θ):  # a row of zeros where θ is zero
+        return θ * (2 * x + 0.1 * x**3) - 0.3 * jnp.roll(x, 1) * θ - 1.0
+
+    options = {"ksp_type": "gmres", "snes_rtol": 1e-10} | options
+    good, bad = np.ones(N), np.r_[0.0, np.ones(N - 1)]
+
+    def solve(θ, **policy):
+        return petsc.snes(F, np.zeros(N), θ, options, jacobian="sparse", **policy)
+
+    first = solve(good)
+    for _ in range(2):
+        with pytest.raises(SolverError):
+            solve(bad)
+        close(solve(good), first, 1e-10)
+    x = jax.vmap(lambda θ: solve(θ, on_failure="nan"))(np.stack([bad, good]))
+    assert np.isnan(x[0]).all()
+    close(x[1], first, 1e-10)
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_failures_may_be_nan_or_a_status_instead(jit, close):
     def f(θ, x0, **policy):

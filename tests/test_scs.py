@@ -605,6 +605,7 @@ def test_a_linear_solver_that_is_not_installed():
     [
         {"normalize": False},
         {"adaptive_scale": False},
+        {"adaptive_diag_scale": True},
         {"acceleration_lookback": 0},
         {"acceleration_type_1": 0},
         {"scale": 1.0, "rho_x": 1e-4, "alpha": 1.2},

@@ -2,8 +2,9 @@
 
 Quirks: SciPy's methods stop on the residual they carry along, which the verdict does not rely on:
 it multiplies back. SciPy's default `rtol` of 1e-5 is too loose for derivatives, so derivatives have
-a tolerance of their own. No method's transposed solve is taken for granted: the transposed system
-is solved by the same method, on transposed products.
+a tolerance of their own. `minres` has no `atol`, and measures residuals by ‖A‖ ‖x‖, not by ‖b‖. No
+method's transposed solve is taken for granted: the transposed system is solved by the same method,
+on transposed products.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Krylov(LinearSolver):
         method: `"gmres"`, `"lgmres"`, `"gcrotmk"`, `"bicgstab"`, `"cgs"`, `"tfqmr"`, and for
             symmetric systems `"cg"` and `"minres"`.
         rtol: Relative residual to reach.
-        atol: Absolute residual to reach.
+        atol: Absolute residual to reach, if that is more; not of tangent and adjoint systems.
         maxiter: Limit of iterations, None for SciPy's.
         restart: Krylov dimension between restarts of GMRES, None for SciPy's.
         derivative_rtol: `rtol` of tangent and adjoint systems.
@@ -77,8 +78,8 @@ class Krylov(LinearSolver):
         )
 
     def derivative_solver(self):
-        """Return the solver of tangent and adjoint systems."""
-        return dataclasses.replace(self, rtol=self.derivative_rtol)
+        """Return the solver of tangent and adjoint systems, whose units are not those of b."""
+        return dataclasses.replace(self, rtol=self.derivative_rtol, atol=0.0)
 
     def correct(self, jacobian, defect, state, *, transposed, rtol=0.1):
         """Iterate up to a residual."""
@@ -107,9 +108,10 @@ class Krylov(LinearSolver):
 
         n = rhs.shape[0]
         operator = linalg.LinearOperator((n, n), matvec=counted, dtype=np.float64)
-        options: dict[str, Any] = {"rtol": self.rtol}
-        if self.method != "minres":
-            options["atol"] = self.atol
+        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
+        if self.method == "minres":
+            atol, size = options.pop("atol"), float(np.linalg.norm(rhs))
+            options["rtol"] = max(self.rtol, atol / size) if size else self.rtol
         if self.maxiter is not None:
             options["maxiter"] = self.maxiter
         if self.restart is not None:
@@ -151,7 +153,7 @@ def solve(
         full_output: Return the `Solution` with value, status and stats.
         method: One of SciPy's methods, see `Krylov`, as for the rest.
         rtol: Relative residual to reach; at least ten rounding units of the precision of b.
-        atol: Absolute residual to reach.
+        atol: Absolute residual to reach, if that is more; not of tangent and adjoint systems.
         maxiter: Limit of iterations.
         restart: Krylov dimension between restarts of GMRES.
         derivative_rtol: `rtol` of tangent and adjoint systems.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .inner import inside
+
 __all__ = ["restore"]
 
 
@@ -30,25 +32,5 @@ def restore(PETSc: Any, ksp: Any, x: Any = None) -> None:
             held.incRef()
             if x is not None:
                 x.decRef()
-    try:
-        inside = _inside(ksp.getPC())
-    except PETSc.Error:  # it was not set up, and so has solved nothing
-        return
-    for inner in inside:
+    for inner in inside(PETSc, ksp):
         restore(PETSc, inner)
-
-
-def _inside(pc: Any) -> list[Any]:
-    kind = pc.getType()
-    if kind == "bjacobi":
-        return pc.getBJacobiSubKSP() if hasattr(pc, "getBJacobiSubKSP") else []
-    if kind == "asm":
-        return pc.getASMSubKSP()
-    if kind == "ksp":
-        return [pc.getKSP()]
-    if kind in ("gamg", "mg"):
-        smoothers = [pc.getMGSmoother(level) for level in range(1, pc.getMGLevels())]
-        return [pc.getMGCoarseSolve(), *smoothers]
-    if kind == "fieldsplit":
-        return pc.getFieldSplitSubKSP()
-    return []

@@ -18,14 +18,14 @@ from backsolve.adjoint.sparse import CSR, as_csr
 from backsolve.adjoint.status import InputError
 
 from .errors import said, status_of_error
+from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
-from .options import TOLERANCES, Database, as_options
+from .options import Database, as_options
 from .pool import Pool
-from .reasons import pc_failed
 from .started import Started
 from .transpose import DIRECT, DISTINCT_SMOOTHERS
-from .workspace import Workspace
+from .workspace import Workspace, changed_by
 
 __all__ = ["DifferentiableKSP", "UserWorkspace", "from_ksp"]
 
@@ -50,7 +50,7 @@ class UserWorkspace(Workspace):
         matrices: tuple[Any, Any] | None = None,
     ):
         A, P = matrices or ksp.getOperators()
-        self._changed = {k: v for k, v in adjoint_options if k not in TOLERANCES}
+        self._changed = changed_by(PETSc, adjoint_options)
         self._update_pmat = update_pmat
         self._states_loaded: Any = None  # of A and P, by which PETSc counts their changes
         self._pattern = A.getValuesCSR()[:2] if matrices is None and _is_sparse(A) else ()
@@ -71,8 +71,7 @@ class UserWorkspace(Workspace):
         """Replace the values, and set up."""
         self._check()
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
-        if pc_failed(self.ksp.getPC()):
-            self.ksp.getPC().reset()  # ILU never forgets a failure (PETSc 3.26)
+        forget_failure(self.PETSc, self.ksp)
         super().load(J)
         self._states_loaded = self._states()
 
@@ -247,15 +246,17 @@ def from_ksp(
 
     Args:
         ksp: The KSP, with its operators set: a sequential AIJ or dense matrix.
-        adjoint_options: What differs in tangent and adjoint solves, by PETSc's names. By default
-            `ksp_rtol` is 1e-10 there. With more than tolerances, adjoint systems get a KSP of their
-            own; so they do where the preconditioner cannot be transposed.
+        adjoint_options: What differs in adjoint solves, by PETSc's names; tolerances are those of
+            tangents too. By default `ksp_rtol` is 1e-10 in both. With more than tolerances, adjoint
+            systems get a KSP of their own; so they do where the preconditioner cannot be
+            transposed.
         update_pmat: How the matrix P of the preconditioner follows A, if it is another one:
             `"keep"` to leave it as it is, or `update_pmat(A, P)` to fill it.
 
     Raises:
         InputError: If the KSP has no matrix, one that is distributed or of another type, or a
-            separate P and no `update_pmat`.
+            separate P and no `update_pmat`; or if PETSc has no type that `adjoint_options` asks
+            for.
     """
     given = as_options(adjoint_options, "adjoint_options")
     if not (update_pmat is None or update_pmat == "keep" or callable(update_pmat)):

@@ -261,12 +261,13 @@ def from_snes(
         fd_step: Relative step of central differences, instead: two residuals for each parameter,
             and no solve. 6e-6 is a good one.
         x0: Initial guess `(n,)`, by default zero.
-        adjoint_options: What differs in tangent and adjoint solves, by PETSc's names. By default
-            `ksp_rtol` is 1e-10 there, whatever Eisenstat and Walker's method left.
+        adjoint_options: What differs in adjoint solves, by PETSc's names; tolerances are those of
+            tangents too. By default `ksp_rtol` is 1e-10 in both, whatever Eisenstat and Walker's
+            method left.
 
     Raises:
-        InputError: If not exactly one of `params_vjp`, `residual` and `fd_step` is given, or the
-            SNES is not set up.
+        InputError: If not exactly one of `params_vjp`, `residual` and `fd_step` is given, the SNES
+            is not set up, or PETSc has no type that `adjoint_options` asks for.
     """
     given = [name for name in (params_vjp, residual, fd_step) if name is not None]
     if len(given) != 1:

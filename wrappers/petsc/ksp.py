@@ -38,9 +38,9 @@ class KSP(LinearSolver):
     Args:
         options: PETSc's options by their own names, such as
             `{"ksp_type": "gmres", "pc_type": "gamg", "mg_levels_pc_type": "jacobi"}`.
-        adjoint_options: What differs in tangent and adjoint solves. Their `ksp_rtol` is by default
-            the smaller of 1e-10 and the forward's. With more than tolerances here, adjoint systems
-            get a KSP of their own.
+        adjoint_options: What differs in adjoint solves; tolerances are those of tangents too. The
+            `ksp_rtol` of both is by default the smaller of 1e-10 and the forward's. With more than
+            tolerances here, adjoint systems get a KSP of their own.
         derivative: Whether this is the solver of tangent and adjoint systems.
     """
 

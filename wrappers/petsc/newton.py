@@ -162,8 +162,11 @@ def newton(PETSc: Any, flat: FlatResidual, system: System, params: Any) -> Solut
     _newtons.move_to_end(key)
     kept_newton = _newtons[key]
     try:
-        return kept_newton.solve(params)
+        solution = kept_newton.solve(params)
     except BaseException:  # of PETSc or of F: the SNES may be in any state
         kept_newton.abandon()
         _newtons.pop(key, None)
         raise
+    if solution.status is not Status.SUCCESS:  # on every rank: PETSc may not recover, ILU does not
+        _newtons.pop(key, None)
+    return solution

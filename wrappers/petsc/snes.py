@@ -45,7 +45,7 @@ class SNES(Solver):
     Args:
         F: The residual in JAX, shaped like x.
         options: PETSc's options by their own names, `ksp_` and `pc_` among them.
-        adjoint_options: What differs in tangent and adjoint solves, as for `KSP`.
+        adjoint_options: What differs in adjoint solves, and tolerances of tangents, as for `KSP`.
         form: Form of the Jacobian, see `Capabilities.jacobian`.
         sparsity: Pattern of the Jacobian, if known.
     """

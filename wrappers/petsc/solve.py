@@ -61,8 +61,8 @@ def ksp(
         vecmat: `v ↦ Aᵀ v` for a function A; by default its linear transpose.
         pmat: Sparse matrix that the preconditioner is made from, for a function A. Its values may
             be traced; x does not depend on them.
-        adjoint_options: What differs in tangent and adjoint solves. By default `ksp_rtol` is 1e-10
-            there.
+        adjoint_options: What differs in adjoint solves; tolerances are those of tangents too. By
+            default `ksp_rtol` is 1e-10 in both.
         comm: Communicator of mpi4py or petsc4py whose ranks solve together. Each gives its own
             rows: A is `(n_own, N)` and sparse, with the numbers of the columns in all of A; b and
             x are `(n_own,)`. All ranks run the same program. The total loss is the sum of the
@@ -155,8 +155,8 @@ def snes(
         jacobian: `"dense"`, `"sparse"` (coloured JVPs on `pattern` or on a detected one),
             `"matrix-free"`, or `"auto"`: dense for few unknowns and no pattern, else sparse.
         pattern: Where ∂F/∂x has entries: a `CSR` or SciPy matrix. It is checked by a JVP.
-        adjoint_options: What differs in tangent and adjoint solves. By default `ksp_rtol` is 1e-10
-            there.
+        adjoint_options: What differs in adjoint solves; tolerances are those of tangents too. By
+            default `ksp_rtol` is 1e-10 in both.
         comm: Communicator of mpi4py or petsc4py whose ranks solve together, as for `ksp`. Each
             gives its own entries of x0, a vector, and the residual of as many own equations; the
             Jacobian is sparse, and pattern `(n_own, n_own + n_ghosts)`. Equal params of several

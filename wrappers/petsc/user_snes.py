@@ -26,11 +26,13 @@ from backsolve.adjoint.verdict import ratio
 
 from .chebyshev import restore
 from .existing_ksp import UserWorkspace
+from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
 from .owner import Owner
 from .pool import Pool
 from .reasons import snes_ended
+from .workspace import changed_by
 
 __all__ = ["STEP", "Handle", "Linearised", "UserJacobian"]
 
@@ -54,7 +56,7 @@ class Handle(Owner):
         PETSc: The module.
         snes: The SNES.
         set_params: See `from_snes`.
-        adjoint_options: What differs in derivatives.
+        adjoint_options: What differs in derivatives, see `from_snes`.
     """
 
     owns = ("_x", "_f")
@@ -64,6 +66,7 @@ class Handle(Owner):
         self._x = snes.getFunction()[0].duplicate()
         self._f = self._x.duplicate()
         self.n = self._x.getSize()
+        changed_by(PETSc, adjoint_options)  # before there is a workspace that reads them
         self._options = adjoint_options
         self._pool: Pool | None = None
         self.nested = functools.lru_cache(maxsize=8)(_nested)
@@ -134,6 +137,8 @@ class Handle(Owner):
         self.check()
         self.set_params(params)
         self._x.setArray(x0)
+        for snes in (self.snes, *([self.snes.getNPC()] if self.snes.hasNPC() else [])):
+            forget_failure(self.PETSc, snes.getKSP())
         with self.orderly():
             self.snes.solve(None, self._x)
         status, message = snes_ended(self.PETSc, self.snes)

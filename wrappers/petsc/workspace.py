@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backsolve.adjoint.group import ALONE, Group
-from backsolve.adjoint.status import Status
+from backsolve.adjoint.status import InputError, Status
 
 from .chebyshev import restore
+from .errors import said
 from .matrices import create, group_of, replace, transpose, values_of
 from .options import TOLERANCES, Database, Options
 from .owner import Owner
 from .reasons import ksp_ended, pc_failed
 from .transpose import DIRECT, DISTINCT_SMOOTHERS, FACTORS, transposable
 
-__all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace", "together"]
+__all__ = ["Ended", "Lease", "OwnWorkspace", "Tolerances", "Workspace", "changed_by", "together"]
 
 
 class Tolerances(NamedTuple):
@@ -51,6 +52,28 @@ def together(group: Group, ended: Ended) -> Ended:
     if ended.status is Status.SUCCESS and worst:
         return ended._replace(status=Status(worst), message="another rank says so")
     return ended._replace(status=Status(worst))
+
+
+def changed_by(PETSc: Any, adjoint_options: Options) -> dict[str, str]:
+    """Return those options that ask for a KSP of its own for Aᵀ, which is made when it is needed.
+
+    Raises:
+        InputError: If PETSc lacks the types that it is to have.
+    """
+    changed = {key: value for key, value in adjoint_options if key not in TOLERANCES}
+    types = {key: changed[key] for key in ("ksp_type", "pc_type") if key in changed}
+    if types:
+        database, ksp = Database(PETSc, types), PETSc.KSP().create(PETSc.COMM_SELF)
+        ksp.setOptionsPrefix(database.prefix)
+        try:
+            with database.present():
+                ksp.setFromOptions()
+        except PETSc.Error as error:
+            raise InputError(
+                f"adjoint_options: this build of PETSc has no such type: {said(error)} ({types})"
+            ) from error
+        ksp.destroy()
+    return changed
 
 
 class Workspace(Owner):
@@ -246,7 +269,7 @@ class OwnWorkspace(Workspace):
     def __init__(
         self, PETSc: Any, J: Any, options: Options, adjoint_options: Options, *, checked: bool
     ):
-        changed = {k: v for k, v in adjoint_options if k not in TOLERANCES}
+        changed = changed_by(PETSc, adjoint_options)
         self._database = Database(PETSc, dict(options), required=[k for k, _ in options] * checked)
         self._for_transpose = Database(PETSc, {**dict(options), **changed}, required=changed)
         with self._database.present():

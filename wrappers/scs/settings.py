@@ -53,7 +53,7 @@ def _linear_solver(value: Any, name: str) -> str:
 
 
 _KINDS: dict[str, Callable[[Any, str], Any]] = {
-    **dict.fromkeys(("verbose", "normalize", "adaptive_scale"), flag),
+    **dict.fromkeys(("verbose", "normalize", "adaptive_scale", "adaptive_diag_scale"), flag),
     **dict.fromkeys(("max_iters", "acceleration_lookback", "acceleration_interval"), _whole),
     **dict.fromkeys((*TOLERANCES, "eps_infeas", "time_limit_secs"), _real),
     **dict.fromkeys(("scale", "alpha", "rho_x"), _real),
