@@ -179,7 +179,7 @@ def _made(solver: Solver, params: Tree, policy: Policy, around: tuple[Hashable, 
 
 def _default_solver(operator: Operator) -> Solver:
     defaults = {Dense: "lapack", Sparse: "superlu", MatrixFree: "krylov"}
-    return get_solver(defaults[type(operator)])()
+    return get_solver(next(name for form, name in defaults.items() if isinstance(operator, form)))()
 
 
 def _unknown(solver: Solver, params: Tree) -> Tree:
