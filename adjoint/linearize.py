@@ -80,6 +80,11 @@ class FlatResidual:
                 f"the residual of {type(self.solver).__name__} has {vector.size} entries for "
                 f"{x.size} unknowns: F(x, params) must have the shape of x"
             )
+        if not jnp.issubdtype(vector.dtype, jnp.floating):
+            raise InputError(
+                f"the residual of {type(self.solver).__name__} has type {vector.dtype}: it must be "
+                "real and floating; of complex numbers give the real and the imaginary part"
+            )
         return vector
 
     def product(self, operands: Sequence[Any], v: Any) -> jax.Array:

@@ -403,6 +403,22 @@ def test_a_residual_that_cannot_be_hashed_is_refused():
             way(Unhashable(2.0))
 
 
+@pytest.mark.parametrize(
+    ("F", "found"),
+    [
+        (lambda x, b: x * x - b + 0j, "complex128"),
+        (lambda x, b: x > b, "bool"),
+        (lambda x, b: (x > b).astype(int), "int64"),
+    ],
+)
+def test_a_residual_that_is_no_real_number_is_refused(F, found):
+    f = implicit(np.sqrt, F, like=jnp.zeros(2))
+    g = backsolve.custom_root(F)(lambda init, b: jnp.sqrt(b))
+    for way in (f, lambda b: g(None, b)):
+        with pytest.raises(InputError, match=f"has type {found}: it must be real and floating"):
+            jax.jacrev(way)(jnp.ones(2))
+
+
 def test_a_pattern_with_more_entries_than_the_jacobian_does_no_harm():
     f = implicit(newton, residual, like=B, pattern=sp.csr_array(np.ones((N, N))))
     assert_right(f)
