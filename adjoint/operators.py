@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .cached import cached_property
 from .group import ALONE, Group
 from .jax_compat import NestedFunction
 from .norms import frobenius_norm
@@ -267,8 +268,19 @@ class MatrixFree(Operator):
         if v.ndim == 2:
             columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
             return np.stack(columns).T
-        forward, backward, _ = _nested_products(self)
+        forward, backward, _ = self.nested_products
         return (backward if transposed else forward)(v, *operands)
+
+    @cached_property
+    def nested_products(self) -> tuple[NestedFunction, ...]:
+        """`J v`, `Jᵀ v` for checks, and `Jᵀ v` for the solver, on the host."""
+
+        def nested(product):
+            return NestedFunction(lambda v, *operands: jnp.asarray(product(operands, v)))
+
+        forward, backward = nested(self.matvec), nested(self.rmatvec)
+        same = self.transposed_product is None
+        return forward, backward, backward if same else nested(self.given_rmatvec)
 
     def norm(self, operands):
         """Estimate the Frobenius norm: E‖J z‖² = ‖J‖²_F for a standard normal z."""
@@ -289,20 +301,8 @@ class MatrixFree(Operator):
     def prepare(self, operands):
         """Compile the products."""
         v = jax.ShapeDtypeStruct((self.n,), np.float64)
-        for function in _nested_products(self):
+        for function in self.nested_products:
             function.warm(v, *operands)
-
-
-@functools.lru_cache(maxsize=256)
-def _nested_products(operator: MatrixFree) -> tuple[NestedFunction, ...]:
-    """Return `J v`, `Jᵀ v` for checks, and `Jᵀ v` for the solver."""
-
-    def nested(product):
-        return NestedFunction(lambda v, *operands: jnp.asarray(product(operands, v)))
-
-    forward, backward = nested(operator.matvec), nested(operator.rmatvec)
-    same = operator.transposed_product is None
-    return forward, backward, backward if same else nested(operator.given_rmatvec)
 
 
 class HostOperator:
@@ -319,6 +319,6 @@ class HostOperator:
 
     def rmatvec(self, v: np.ndarray) -> np.ndarray:
         """Return `Jᵀ v`."""
-        return _nested_products(self.operator)[2](v, *self.operands)
+        return self.operator.nested_products[2](v, *self.operands)
 
     __matmul__ = matvec

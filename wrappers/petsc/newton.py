@@ -50,6 +50,8 @@ class System:
         x = jax.ShapeDtypeStruct((self.n,), np.float64)
         for function in (self._F, self._J):
             function.warm(x, *leaves)
+        if self.operator.compiled:
+            self.operator.prepare([x, *leaves])
 
     def F(self, x: np.ndarray, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """Return the residual."""
