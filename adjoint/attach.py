@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,20 @@ def attach(solver: Solver, x: Any, params: Any, **policy: Any) -> Any:
     problem = make_problem(solver, tree, current_policy(**policy))
     vector = lax.stop_gradient(problem.unknown.pack(jax.tree.map(jnp.asarray, x)))
     vector = vector.astype(problem.unknown.dtype)
-    given = Tree.of((jax.ShapeDtypeStruct(vector.shape, vector.dtype), tree.abstract()))
-    audit = Problem(
-        FlatResidual(
-            _Given(solver, problem.unknown), given, problem.unknown, problem.F.surroundings
-        ),
-        Linearization(Dense(problem.unknown.size)),  # never solved with
+    return problem.unknown.unpack(
+        attach_p.bind(vector, *leaves, problem=problem, audit=_audit(problem))
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _audit(problem: Problem) -> Problem:
+    """Return the problem whose params are x̂ and θ; made once, as what is compiled for it is."""
+    unknown = problem.unknown
+    vector = jax.ShapeDtypeStruct((unknown.size,), unknown.dtype)
+    given = Tree.of((vector, problem.params.abstract()))
+    return Problem(
+        FlatResidual(_Given(problem.solver, unknown), given, unknown, problem.F.surroundings),
+        Linearization(Dense(unknown.size)),  # never solved with
         problem.linear,
         problem.policy,
     )
-    return problem.unknown.unpack(attach_p.bind(vector, *leaves, problem=problem, audit=audit))

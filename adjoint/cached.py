@@ -17,7 +17,7 @@ class cached_property(Generic[Value]):
     wait for each other, and in a forked child for a thread that does not exist.
 
     Args:
-        function: The property; two threads may both compute it.
+        function: The property; two threads may both compute it, and get what the first one did.
     """
 
     def __init__(self, function: Callable[[Any], Value]):
@@ -35,5 +35,4 @@ class cached_property(Generic[Value]):
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        value = instance.__dict__[self._name] = self._function(instance)
-        return value
+        return instance.__dict__.setdefault(self._name, self._function(instance))

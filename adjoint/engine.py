@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .closures import refuse_traced
 from .contract import LinearSolver, Solution, Solver
 from .inputs import is_real
 from .policy import current_policy
@@ -47,6 +48,10 @@ def solve(solver: Solver, params: Any, *, full_output: bool = False, **policy: A
         raise InputError("on_failure='status' needs full_output=True, or nobody sees the status")
     leaves, tree = as_leaves(params)
     problem = make_problem(solver, tree, chosen)
+    if solver.traced:
+        vector = jax.ShapeDtypeStruct((problem.unknown.size,), problem.unknown.dtype)
+        name = f"the residual of {problem.name}"
+        refuse_traced(problem.F, name, vector, tree.structs())
     _warn_of_single_precision()
     x, status, ticket = solve_p.bind(*leaves, problem=problem)
     value = x if problem.unknown.is_vector else problem.unknown.unpack(x)

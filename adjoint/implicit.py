@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .closures import refuse_traced_variables
 from .contract import Capabilities, Solver, as_solution
 from .engine import as_leaves, solve
 from .inputs import returned
@@ -102,6 +103,7 @@ class ImplicitFunction:
 
     def __call__(self, *args: Any, full_output: bool = False, **policy: Any) -> Any:
         """Solve for these arguments."""
+        refuse_traced_variables(self._function, self.__name__)
         solver = ImplicitSolver(self._function, self._F, self._shape(args), **self._options)
         return solve(solver, args, full_output=full_output, **policy)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .cached import cached_property
 from .contract import Capabilities, Solver
 from .jax_compat import NestedFunction
 from .operators import HostOperator
@@ -29,20 +29,26 @@ class LinearFunction(Solver):
         """Name in records."""
         return getattr(self.fun, "__name__", "solve")
 
+    @cached_property
+    def _compiled(self) -> dict[tuple[Any, bool], NestedFunction]:
+        """Solves with each operator; a `Problem` has an instance of its own."""
+        return {}
+
+    def _nested(self, operator: Any, transposed: bool) -> NestedFunction:
+        key = operator, transposed
+        if key not in self._compiled:
+            product = operator.rmatvec if transposed else operator.matvec
+            nested = NestedFunction(lambda b, *rest: self.fun(lambda v: product(rest, v), b))
+            return self._compiled.setdefault(key, nested)
+        return self._compiled[key]
+
     def linear_solve(self, jacobian: HostOperator, rhs, state, *, transposed):
         """Call the function."""
         del state
-        nested = _nested_solve(self.fun, jacobian.operator, transposed)
-        return nested(rhs, *jacobian.operands)
+        return self._nested(jacobian.operator, transposed)(rhs, *jacobian.operands)
 
     def prepare(self, operator, operands):
         """Compile it."""
         rhs = jax.ShapeDtypeStruct((operator.n,), np.float64)
         for transposed in (False, True):
-            _nested_solve(self.fun, operator, transposed).warm(rhs, *operands)
-
-
-@functools.lru_cache(maxsize=128)
-def _nested_solve(fun: Callable, operator: Any, transposed: bool) -> NestedFunction:
-    product = operator.rmatvec if transposed else operator.matvec
-    return NestedFunction(lambda b, *operands: fun(lambda v: product(operands, v), b))
+            self._nested(operator, transposed).warm(rhs, *operands)

@@ -14,7 +14,15 @@ from jax import lax
 
 from .contract import Solver
 from .jax_compat import NestedFunction
-from .operators import Dense, MatrixFree, Operator, Sparse
+from .operators import (
+    Claim,
+    ClaimedDense,
+    ClaimedSparse,
+    Dense,
+    MatrixFree,
+    Operator,
+    Sparse,
+)
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
 from .status import InputError, SolverNotFound
@@ -58,6 +66,11 @@ class FlatResidual:
         """Return that of a solver as it is now."""
         return cls(solver, params, unknown, surroundings(*solver.traced))
 
+    @property
+    def dtypes(self) -> tuple[Any, ...]:
+        """Types of x and of the leaves of θ."""
+        return self.unknown.dtype, *self.params.dtypes
+
     def __call__(self, x: Any, params: Sequence[Any]) -> jax.Array:
         """Return F(x, θ) as a vector."""
         F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
@@ -66,6 +79,11 @@ class FlatResidual:
             raise InputError(
                 f"the residual of {type(self.solver).__name__} has {vector.size} entries for "
                 f"{x.size} unknowns: F(x, params) must have the shape of x"
+            )
+        if not jnp.issubdtype(vector.dtype, jnp.floating):
+            raise InputError(
+                f"the residual of {type(self.solver).__name__} has type {vector.dtype}: it must be "
+                "real and floating; of complex numbers give the real and the imaginary part"
             )
         return vector
 
@@ -93,11 +111,14 @@ class Linearization:
 
 @dataclass(frozen=True)
 class _Declared(Linearization):
-    """The solver's own `jacobian`."""
+    """The solver's own `jacobian`; with J z for comparison, if that may be wrong."""
 
     def __call__(self, F, x, params):
-        J = F.solver.jacobian(F.unknown.unpack(x), F.params.unflatten(params))
-        return jax.tree.leaves(J)
+        J = jax.tree.leaves(F.solver.jacobian(F.unknown.unpack(x), F.params.unflatten(params)))
+        if not isinstance(self.operator, ClaimedDense | ClaimedSparse):
+            return J
+        z = jnp.asarray(self.operator.claim.z, x.dtype)
+        return [*J, lax.stop_gradient(F.product([x, *params], z))]
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,6 @@ class _Coloured(Linearization):
     """One JVP per colour: columns of one colour share no row (Curtis, Powell and Reid, 1974)."""
 
     colouring: Colouring
-    given: bool  # whether the pattern was given, and so may be wrong
 
     def check(self, F):
         """Compare J z with a JVP, at random x and θ, if the pattern was given.
@@ -131,11 +151,17 @@ class _Coloured(Linearization):
         Raises:
             InputError: If an entry is missing.
         """
-        if self.given:
+        if isinstance(self.operator, ClaimedSparse):
             check_pattern(self.colouring, F, F.unknown.size, tuple(F.params.structs()))
 
     def __call__(self, F, x, params):
-        return [self.colouring.values(lambda v: F.product([x, *params], v), x.dtype)]
+        def product(v):
+            return F.product([x, *params], v)
+
+        if not isinstance(self.operator, ClaimedSparse):
+            return [self.colouring.values(product, x.dtype)]
+        values, truth = self.colouring.with_product(product, self.operator.claim.z, x.dtype)
+        return [values, lax.stop_gradient(truth)]
 
 
 class Colouring:
@@ -146,10 +172,28 @@ class Colouring:
 
     def values(self, product: Callable[[Any], Any], dtype: Any) -> jax.Array:
         """Return the entries of J, in the order of the pattern, from `v ↦ J v`."""
+        return self._entries(self._products(product, self.count, self._seed(dtype)))
+
+    def with_product(
+        self, product: Callable[[Any], Any], z: np.ndarray, dtype: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the same, and `J z` from a product of its own."""
+        seed, last = self._seed(dtype), jnp.asarray(z, dtype)
+        products = self._products(
+            product, self.count + 1, lambda c: jnp.where(c == self.count, last, seed(c))
+        )
+        return self._entries(products), products[self.count]
+
+    def _seed(self, dtype: Any) -> Callable[[Any], Any]:
+        return lambda c: (jnp.asarray(self.colours) == c).astype(dtype)
+
+    def _products(self, product: Callable, count: int, seed: Callable) -> Any:
         # The barrier keeps XLA from folding the seeds into constants.
-        count = lax.optimization_barrier(jnp.arange(self.count))
-        J = jax.vmap(lambda c: product((jnp.asarray(self.colours) == c).astype(dtype)))(count)
-        return J[self.colours[self.pattern.indices], self.pattern.rows]
+        lanes = lax.optimization_barrier(jnp.arange(count))
+        return jax.vmap(lambda c: product(seed(c)))(lanes)
+
+    def _entries(self, products: Any) -> Any:
+        return products[self.colours[self.pattern.indices], self.pattern.rows]
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,49 +208,61 @@ def coloured(pattern: Pattern) -> Colouring:
 def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, ...]) -> None:
     """Compare J z with a JVP, at random x and θ, for `F(x, params)` of a vector and leaves.
 
+    Before anything is solved with J; an entry that only shows elsewhere is found at the solution.
+
     Raises:
         InputError: If the pattern misses an entry.
     """
-    rng = np.random.default_rng(0)
-    x, z = rng.standard_normal((2, n))
-    leaves = [
-        rng.standard_normal(s.shape)
-        if jnp.issubdtype(s.dtype, jnp.floating)
-        else np.ones(s.shape, s.dtype)
-        for s in params
-    ]
+    claim = _claim_of_pattern(n, np.float64)
 
-    def products(x, z, *leaves):
+    def products(x, *leaves):
         def product(v):
             return jax.jvp(lambda x: F(x, leaves), (x,), (v,))[1]
 
-        values, pattern = colouring.values(product, x.dtype), colouring.pattern
-        terms = CSR.of(jnp.abs(values), pattern) @ jnp.abs(z)
-        return CSR.of(values, pattern) @ z, product(z), terms
+        values, truth = colouring.with_product(product, claim.z, x.dtype)
+        pattern = colouring.pattern
+        terms = CSR.of(jnp.abs(values), pattern) @ jnp.abs(claim.z)
+        return CSR.of(values, pattern) @ claim.z, truth, terms
 
-    got, truth, terms = NestedFunction(products).in_fresh_thread(x, z, *leaves)
-    # Each row by its own size: that of its terms, or of what it should be. Rows in other units have
-    # nothing to do with it but for the rounding of what they share.
-    largest = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
-    size = np.maximum(np.maximum(terms, np.abs(truth)), 1e-7 * largest)
-    wrong = np.flatnonzero(np.abs(got - truth) > 1e-6 * size)  # none, if they are not finite
-    if wrong.size:
-        raise InputError(
-            f"pattern misses entries of the Jacobian in {wrong.size} rows, first in row {wrong[0]}"
-        )
+    rng, nested = np.random.default_rng(0), NestedFunction(products)
+    # Where a row is nowhere finite, as of a square root of negative numbers, small positive ones.
+    for draw in (rng.standard_normal, lambda shape: rng.uniform(0.1, 0.9, shape)):
+        leaves = [
+            draw(s.shape) if jnp.issubdtype(s.dtype, jnp.floating) else np.ones(s.shape, s.dtype)
+            for s in params
+        ]
+        got, truth, terms = nested.in_fresh_thread(draw(n), *leaves)
+        claim.check(np.where(np.isfinite(truth), got, np.nan), truth, terms)
+        if np.isfinite(truth).all():
+            return
+
+
+def _claim_of_pattern(n: int, *dtypes: Any) -> Claim:
+    return Claim("pattern misses entries of the Jacobian", n, _tolerance(dtypes))
+
+
+def _tolerance(dtypes: Sequence[Any]) -> float:
+    """Return up to which two products with J agree, by the coarsest type they are computed in."""
+    units = [jnp.finfo(dtype).eps for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max(1e-6, 1e4 * float(max(units)))
 
 
 def _sparsity_tool() -> Any:
     return get_solver("sparsity")
 
 
-def choose_linearization(F: FlatResidual) -> Linearization:
-    """Choose the form of J: declared, or as the solver's capabilities say, or by size."""
+def choose_linearization(F: FlatResidual, *, compared: bool = True) -> Linearization:
+    """Choose the form of J: declared, or as the solver's capabilities say, or by size.
+
+    Args:
+        F: The residual.
+        compared: Whether what the user says of J is to be compared with F wherever it is computed.
+    """
     solver, n = F.solver, F.unknown.size
     if solver.overrides("operator_at"):
         return ByPoint(solver.operator_at(F.params.abstract(), F.product))
     if solver.overrides("jacobian"):
-        return _Declared(_declared_operator(F))
+        return _Declared(_declared_operator(F, compared=compared))
     form, given = solver.capabilities.jacobian, solver.pattern(F.params.abstract())
     if form == "auto":
         form = "csr" if given is not None or n > DENSE_LIMIT else "dense"
@@ -222,10 +278,13 @@ def choose_linearization(F: FlatResidual) -> Linearization:
         pattern = given if isinstance(given, Pattern) else as_csr(given, "pattern").pattern
     if pattern.shape != (n, n):
         raise InputError(f"pattern has shape {pattern.shape} for {n} unknowns")
-    return _Coloured(Sparse(pattern), coloured(pattern), given is not None)
+    operator = Sparse(pattern)
+    if given is not None and compared:
+        operator = ClaimedSparse(pattern, _claim_of_pattern(n, *F.dtypes))
+    return _Coloured(operator, coloured(pattern))
 
 
-def _declared_operator(F: FlatResidual) -> Operator:
+def _declared_operator(F: FlatResidual, *, compared: bool) -> Operator:
     J = jax.eval_shape(F.solver.jacobian, F.unknown.abstract(), F.params.abstract())
     if hasattr(J, "operator"):
         return J.operator
@@ -234,7 +293,12 @@ def _declared_operator(F: FlatResidual) -> Operator:
         raise InputError(
             f"the Jacobian of {type(F.solver).__name__} has shape {np.shape(J)} for {n} unknowns"
         )
-    return Sparse(J.pattern) if isinstance(J, CSR) else Dense(n)
+    solver = type(F.solver)
+    if not compared or solver.jacobian.__module__.startswith("backsolve."):  # tested to be right
+        return Sparse(J.pattern) if isinstance(J, CSR) else Dense(n)
+    text = f"the Jacobian of {solver.__name__} is not the derivative of its residual"
+    claim = Claim(text, n, 10 * _tolerance(F.dtypes))
+    return ClaimedSparse(J.pattern, claim) if isinstance(J, CSR) else ClaimedDense(n, claim)
 
 
 def detected_pattern(F: Callable, x: jax.ShapeDtypeStruct, params: Sequence[Any]) -> Pattern:

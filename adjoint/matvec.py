@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .jax_compat import hoist
+from .jax_compat import Program, hoist
 from .operators import MatrixFree
 from .status import InputError
 
@@ -47,11 +47,12 @@ class LinearMap:
 class _Product:
     """One of the two products, on the part of the operands that belongs to it."""
 
-    fun: Callable
+    program: Program
     part: slice
 
     def __call__(self, operands: Any, v: Any) -> Any:
-        return self.fun(list(operands)[self.part], v)
+        (result,) = self.program(list(operands)[self.part], v)
+        return result.astype(v.dtype)  # double precision on the host
 
 
 def linear_map(matvec: Callable, vecmat: Callable | None, b: jax.ShapeDtypeStruct) -> LinearMap:
@@ -61,9 +62,9 @@ def linear_map(matvec: Callable, vecmat: Callable | None, b: jax.ShapeDtypeStruc
         InputError: If a function does not keep the shape.
     """
     v = jax.ShapeDtypeStruct((b.size,), b.dtype)
-    product, operands = _hoisted("matvec", matvec, b, v)
-    forward = _Product(product, slice(0, len(operands)))
-    failure = _failure_to_transpose(product, operands, v)
+    program, operands = _hoisted("matvec", matvec, b, v)
+    forward = _Product(program, slice(0, len(operands)))
+    failure = _failure_to_transpose(forward, operands, v)
     if vecmat is None:
         if failure is not None:
             raise InputError(
@@ -105,4 +106,5 @@ def _hoisted(name: str, fun: Callable, b: jax.ShapeDtypeStruct, v: jax.ShapeDtyp
             raise InputError(f"{name} returned type {result.dtype}, but real numbers are needed")
         return result.reshape(-1).astype(v.dtype)
 
-    return hoist(of_vectors, v)
+    program, operands, _ = hoist(of_vectors, v)
+    return program, operands

@@ -17,13 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .cached import cached_property
 from .group import ALONE, Group
 from .jax_compat import NestedFunction
 from .norms import frobenius_norm
 from .sparse import CSR, Pattern
+from .status import InputError
 from .verdict import ratio
 
-__all__ = ["Dense", "HostOperator", "MatrixFree", "Operator", "Sparse"]
+__all__ = [
+    "Claim",
+    "ClaimedDense",
+    "ClaimedSparse",
+    "Dense",
+    "HostOperator",
+    "MatrixFree",
+    "Operator",
+    "Sparse",
+]
 
 
 class Operator:
@@ -127,13 +138,89 @@ class Sparse(Operator):
         if v.ndim == 2:
             columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
             return np.stack(columns).T
-        p, (values,) = self.pattern, operands
+        p, values = self.pattern, operands[0]
         to, of = (p.indices, p.rows) if transposed else (p.rows, p.indices)
         return np.bincount(to, values * v[of], minlength=self.n)
 
     def norm(self, operands):
         """Return the Frobenius norm."""
         return frobenius_norm(operands[0])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says of ∂F/∂x, without which J would be wrong.
+
+    Attributes:
+        text: What is not so, if J z is not what F says.
+        n: Size.
+        tolerance: Up to which they agree, in units of the terms of each row.
+    """
+
+    text: str
+    n: int
+    tolerance: float
+
+    @property
+    def z(self) -> np.ndarray:
+        """The vector that is multiplied."""
+        return _vector_of_claims(self.n)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def check(self, got: np.ndarray, truth: np.ndarray, terms: np.ndarray) -> None:
+        """Compare J z with (∂F/∂x) z; terms is |J| |z|.
+
+        Raises:
+            InputError: If a row differs.
+        """
+        # Each row by its own size: that of its terms, or of what it should be. Rows in other units
+        # have nothing to do with it but for the rounding of what they share.
+        largest = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
+        size = np.maximum(np.maximum(terms, np.abs(truth)), 1e-7 * largest)
+        off = np.abs(got - truth) > self.tolerance * size  # none, if both are not finite
+        wrong = np.flatnonzero(off | (np.isfinite(got) & ~np.isfinite(truth)))
+        if wrong.size:
+            raise InputError(f"{self.text} in {wrong.size} rows, first in row {wrong[0]}")
+
+
+@functools.lru_cache(maxsize=16)
+def _vector_of_claims(n: int) -> np.ndarray:
+    """Return a random vector without an entry near zero, exact in single precision."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice((-1.0, 1.0), n)
+    return (signs * rng.uniform(0.5, 1.5, n)).astype(np.float32).astype(float)
+
+
+class _Claimed(Operator):
+    """A matrix that is compared, once for each J, with its last operand: what J z should be."""
+
+    claim: Claim
+
+    def norm(self, operands):
+        """Return the Frobenius norm of a J that is what was claimed.
+
+        Raises:
+            InputError: If it is not.
+        """
+        J, truth = operands[0], operands[-1]
+        got = self.apply([J], self.claim.z, transposed=False)
+        terms = self.apply([np.abs(J)], np.abs(self.claim.z), transposed=False)
+        self.claim.check(got, truth, terms)
+        return super().norm(operands)
+
+
+@dataclass(frozen=True)
+class ClaimedDense(_Claimed, Dense):
+    """A dense matrix that somebody declared; its operands are the array and what J z should be."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class ClaimedSparse(_Claimed, Sparse):
+    """A CSR matrix on a pattern that somebody gave, or declared as a whole; see `ClaimedDense`."""
+
+    claim: Claim
 
 
 @dataclass(frozen=True)
@@ -181,8 +268,19 @@ class MatrixFree(Operator):
         if v.ndim == 2:
             columns = [self.apply(operands, c, transposed=transposed) for c in v.T]
             return np.stack(columns).T
-        forward, backward, _ = _nested_products(self)
+        forward, backward, _ = self.nested_products
         return (backward if transposed else forward)(v, *operands)
+
+    @cached_property
+    def nested_products(self) -> tuple[NestedFunction, ...]:
+        """`J v`, `Jᵀ v` for checks, and `Jᵀ v` for the solver, on the host."""
+
+        def nested(product):
+            return NestedFunction(lambda v, *operands: jnp.asarray(product(operands, v)))
+
+        forward, backward = nested(self.matvec), nested(self.rmatvec)
+        same = self.transposed_product is None
+        return forward, backward, backward if same else nested(self.given_rmatvec)
 
     def norm(self, operands):
         """Estimate the Frobenius norm: E‖J z‖² = ‖J‖²_F for a standard normal z."""
@@ -203,20 +301,8 @@ class MatrixFree(Operator):
     def prepare(self, operands):
         """Compile the products."""
         v = jax.ShapeDtypeStruct((self.n,), np.float64)
-        for function in _nested_products(self):
+        for function in self.nested_products:
             function.warm(v, *operands)
-
-
-@functools.lru_cache(maxsize=256)
-def _nested_products(operator: MatrixFree) -> tuple[NestedFunction, ...]:
-    """Return `J v`, `Jᵀ v` for checks, and `Jᵀ v` for the solver."""
-
-    def nested(product):
-        return NestedFunction(lambda v, *operands: jnp.asarray(product(operands, v)))
-
-    forward, backward = nested(operator.matvec), nested(operator.rmatvec)
-    same = operator.transposed_product is None
-    return forward, backward, backward if same else nested(operator.given_rmatvec)
 
 
 class HostOperator:
@@ -233,6 +319,6 @@ class HostOperator:
 
     def rmatvec(self, v: np.ndarray) -> np.ndarray:
         """Return `Jᵀ v`."""
-        return _nested_products(self.operator)[2](v, *self.operands)
+        return self.operator.nested_products[2](v, *self.operands)
 
     __matmul__ = matvec

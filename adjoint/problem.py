@@ -82,6 +82,12 @@ class Problem:
         return self.operator.group
 
     @cached_property
+    def nested_residual(self) -> NestedFunction:
+        """F on the host: compiled as long as there are programs that may call it."""
+        F = self.F  # and not self: what refers to itself waits for the garbage collector
+        return NestedFunction(lambda x, *params: F(x, params))
+
+    @cached_property
     def is_linear(self) -> bool:
         """Whether the problem is `A x = b`, solved by `linear_solve` alone."""
         return isinstance(self.solver, LinearSolver)
@@ -102,7 +108,7 @@ class Problem:
         x = jax.ShapeDtypeStruct((self.unknown.size,), np.float64)
         if not self.is_linear:
             if not self.solver.overrides("host_residual"):
-                _nested_residual(self).warm(x, *params)
+                self.nested_residual.warm(x, *params)
             self.linearization.check(self.F)
             self.solver.prepare_solve(self.params.unflatten(params))
         if self.operator.compiled:
@@ -127,12 +133,7 @@ def residual_on_host(problem: Problem, x: np.ndarray, params: Sequence[np.ndarra
             problem.unknown.unpack(x), problem.params.unflatten(params)
         )
         return np.array(F, np.float64)  # which may be used again in the next call
-    return _nested_residual(problem)(x, *params)
-
-
-@functools.lru_cache(maxsize=256)
-def _nested_residual(problem: Problem) -> NestedFunction:
-    return NestedFunction(lambda x, *params: problem.F(x, params))
+    return problem.nested_residual(x, *params)
 
 
 def make_problem(solver: Solver, params: Tree, policy: Policy) -> Problem:
@@ -180,7 +181,7 @@ def _made(solver: Solver, params: Tree, policy: Policy, around: tuple[Hashable, 
 
 def _default_solver(operator: Operator) -> Solver:
     defaults = {Dense: "lapack", Sparse: "superlu", MatrixFree: "krylov"}
-    return get_solver(defaults[type(operator)])()
+    return get_solver(next(name for form, name in defaults.items() if isinstance(operator, form)))()
 
 
 def _unknown(solver: Solver, params: Tree) -> Tree:

@@ -6,6 +6,7 @@ solver written in JAX the value costs no crossing to the host, only its derivati
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .attach import attach
+from .closures import Opened, opened, refuse_traced_variables
 from .contract import Solver
 from .engine import as_leaves
 from .engine import solve as solve_problem
@@ -48,7 +50,28 @@ class _Arguments:
         return self.optimality_fun(x, *args, **kwargs)
 
 
-def _solver(optimality_fun: Callable, like: Any, solve: Any, function: Any = None) -> Solver:
+@dataclass(frozen=True)
+class _OpenedResidual:
+    """F(x, t, θ), with what it closed over as t."""
+
+    fun: Opened
+
+    def __call__(self, x: Any, operands: Any, params: Any) -> Any:
+        return self.fun(operands, x, params)
+
+
+class _OpenedSolver(ImplicitSolver):
+    """An `ImplicitSolver` whose residual reads nothing but its arguments."""
+
+    @property
+    def traced(self):
+        """Nothing that could change."""
+        return ()
+
+
+def _solver(
+    optimality_fun: Callable, like: Any, solve: Any, function: Any = None
+) -> ImplicitSolver:
     linear, form = solve, "auto"
     if isinstance(solve, str):
         linear = get_solver(solve)()
@@ -60,6 +83,21 @@ def _solver(optimality_fun: Callable, like: Any, solve: Any, function: Any = Non
         form = linear.capabilities.jacobian
     shape = Tree.of(jax.tree.map(_floating, like))
     return ImplicitSolver(function, _Arguments(optimality_fun), shape, form, linear=linear)
+
+
+def _attached(solver: ImplicitSolver, x: Any, args: Any, kwargs: Any, **policy: Any) -> Any:
+    """Return x with the derivative of the equation, in what F closes over too."""
+    params = ((), args, kwargs)
+    leaves, tree = as_leaves(params)
+    unknown = solver.like
+    point = unknown.unflatten([jax.ShapeDtypeStruct(s, unknown.dtype) for s in unknown.shapes])
+    found = opened(solver.residual, point, tree.abstract())
+    if found is None:
+        return attach(solver, x, tree.unflatten(leaves), **policy)
+    fun, operands = found
+    fields: dict[str, Any] = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver)}
+    fields["F"] = _OpenedResidual(fun)
+    return attach(_OpenedSolver(**fields), x, (operands, tree.unflatten(leaves)), **policy)
 
 
 def _floating(leaf: Any) -> Any:
@@ -121,7 +159,7 @@ def custom_root(
             result = solver(init, *fixed, **named)
             x = result[0] if has_aux else result
             implicit = _solver(optimality_fun, x, solve, _Named(_name(solver)))
-            x = attach(implicit, x, ((), args, kwargs), **policy)
+            x = _attached(implicit, x, args, kwargs, **policy)
             return _with_solution(result, x) if has_aux else x
 
         def _solve_on_host(solver, init, args, kwargs):
@@ -132,6 +170,7 @@ def custom_root(
                     "init_params is empty, but a solver that is not written in JAX needs one that "
                     "is shaped like the solution"
                 )
+            refuse_traced_variables(solver, _name(solver))
             host = _solver(optimality_fun, init, solve, _HostSolver(solver))
             init = jax.tree.map(_stopped, init)
             return solve_problem(host, (init, args, kwargs), **policy)
@@ -239,7 +278,7 @@ def root_vjp(
     check_function(optimality_fun, "optimality_fun")
     _check_like("cotangent", cotangent, sol, "sol")
     solver = _solver(optimality_fun, sol, solve)
-    x, pullback = jax.vjp(lambda *a: attach(solver, sol, ((), a, {}), **policy), *args)
+    x, pullback = jax.vjp(lambda *a: _attached(solver, sol, a, {}, **policy), *args)
     as_leaves(cotangent)
     return pullback(jax.tree.map(lambda c, leaf: jnp.asarray(c, leaf.dtype), cotangent, x))
 
@@ -272,6 +311,6 @@ def root_jvp(
     solver = _solver(optimality_fun, sol, solve)
 
     def root(*a):
-        return attach(solver, sol, ((), a, {}), **policy)
+        return _attached(solver, sol, a, {}, **policy)
 
     return jax.jvp(root, tuple(args), tuple(tangents))[1]

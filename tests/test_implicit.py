@@ -224,6 +224,150 @@ def test_an_entry_that_is_missing_shows_beside_rows_in_other_units():
         jax.grad(lambda b: f(b).sum())(jnp.zeros(4))
 
 
+def two_bands(x, a, b, xp=jnp):
+    return xp.sqrt(a) * (2 * x + 0.7 * xp.roll(x, -1)) - b  # NaN for negative numbers
+
+
+def beyond_ten(x, a, b, xp=jnp):
+    return a * (2 * x + 0.7 * xp.maximum(xp.roll(x, -1) - 10.0, 0.0)) - b  # one band near zero
+
+
+def root_of(F, a, b):
+    return scipy.optimize.root(lambda x: F(x, a, b, np), np.full(4, 15.0), tol=1e-13).x
+
+
+class Patterned(backsolve.Solver):
+    """Given its pattern by a method."""
+
+    def __init__(self, F, pattern, form="csr"):
+        self.F, self.given = F, pattern
+        self.capabilities = backsolve.Capabilities(jacobian=form)
+
+    def residual(self, x, params):
+        return self.F(x, *params)
+
+    def pattern(self, params):
+        return self.given
+
+    def abstract_eval(self, params):
+        return params[1]
+
+    def solve(self, params):
+        return Solution(root_of(self.F, *params))
+
+
+def by_implicit(F, pattern):
+    return implicit(
+        lambda a, b: root_of(F, a, b), F, like=lambda a, b: jnp.zeros(4), pattern=pattern
+    )
+
+
+def by_solver(F, pattern):
+    return lambda a, b: backsolve.solve(Patterned(F, pattern), (a, b))
+
+
+def by_snes(F, pattern):
+    pytest.importorskip("petsc4py")
+
+    def solve(a, b):
+        options = {"snes_rtol": 1e-13, "snes_max_it": 200}  # a wrong J will do for that
+        return backsolve.petsc.snes(
+            lambda x, θ: F(x, *θ), jnp.full(4, 20.0), (a, b), options, pattern=pattern
+        )
+
+    return solve
+
+
+DIAGONAL = sp.eye_array(4).tocsr()
+CYCLE = sp.csr_array(np.eye(4) + np.roll(np.eye(4), 1, axis=1))
+
+
+@pytest.mark.parametrize("way", [by_implicit, by_solver, by_snes])
+@pytest.mark.parametrize("F", [two_bands, beyond_ten])
+@pytest.mark.parametrize("transform", [jax.jacrev, jax.jacfwd])
+def test_an_entry_that_is_missing_at_the_solution_is_found(way, F, transform):
+    a, b = 4.0, jnp.array([40.0, 50.0, 60.0, 70.0]) * 4
+
+    def gradient(pattern):
+        return transform(lambda b: jnp.sum(way(F, pattern)(a, b)))(b)
+
+    x = root_of(F, a, b)
+    J = np.asarray(jax.jacobian(F)(jnp.asarray(x), a, b))
+    np.testing.assert_allclose(gradient(CYCLE), np.linalg.solve(J.T, np.ones(4)), rtol=1e-6)
+    with pytest.raises(InputError, match="pattern misses entries of the Jacobian in 4 rows"):
+        gradient(DIAGONAL)
+
+
+@pytest.mark.parametrize("size", [3.0, 60.0])
+def test_an_entry_is_missed_only_where_it_is_active(size):
+    f = by_implicit(beyond_ten, DIAGONAL)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda a, b: jnp.sum(f(a, b))), (0, None)))
+    a, b = jnp.array([1.0, 2.0]), jnp.full(4, size)
+    if size < 20:
+        np.testing.assert_allclose(gradient(a, b), -4 * size / 2 / a**2, rtol=1e-8)
+        return
+    with pytest.raises(jax.errors.JaxRuntimeError, match="InputError: pattern misses entries"):
+        jax.block_until_ready(gradient(a, b))
+
+
+def test_a_given_pattern_has_second_derivatives():
+    def F(x, b, xp=jnp):
+        return 2 * x + 0.3 * xp.roll(x, -1) ** 3 - b
+
+    def solve(b):
+        return scipy.optimize.root(lambda x: F(x, b, np), b / 2, tol=1e-14).x
+
+    f = implicit(solve, F, like=jnp.zeros(4), pattern=CYCLE)
+
+    def loss(b):
+        return jnp.sum(f(b) ** 2)
+
+    def truth(b):
+        x = b / 2
+        for _ in range(30):
+            x = x - jnp.linalg.solve(jax.jacobian(F)(x, b), F(x, b))
+        return jnp.sum(x**2)
+
+    b = jnp.array([0.5, 1.0, -0.3, 0.8])
+    for wrap in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(
+            wrap(jax.hessian(loss))(b), jax.hessian(truth)(b), rtol=1e-6, atol=1e-8
+        )
+
+
+def cubic_cycle(x, a, b, xp=jnp):
+    return x**3 + a * xp.roll(x, -1) - b
+
+
+class Declares(Patterned):
+    """Declares its Jacobian, up to a factor."""
+
+    def __init__(self, factor, form):
+        super().__init__(cubic_cycle, CYCLE, form)
+        self.factor, self.form = factor, form
+
+    def jacobian(self, x, params):
+        J = jnp.diag(self.factor * 3 * x**2) + params[0] * jnp.roll(jnp.eye(4), 1, axis=1)
+        if self.form == "dense":
+            return J
+        pattern = backsolve.CSR(CYCLE.data, CYCLE.indices, CYCLE.indptr, CYCLE.shape).pattern
+        return backsolve.CSR.of(J[pattern.rows, pattern.indices], pattern)
+
+
+@pytest.mark.parametrize("form", ["dense", "csr"])
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_declared_jacobian_is_compared_with_the_residual(form, factor):
+    solver, a, b = Declares(factor, form), 0.5, jnp.array([9.0, 30.0, 70.0, 20.0])
+    gradient = jax.grad(lambda b: jnp.sum(backsolve.solve(solver, (a, b))))
+    if factor == 1.0:
+        J = solver.jacobian(root_of(cubic_cycle, a, b), (a, b))
+        J = np.asarray(J if form == "dense" else J.todense())
+        np.testing.assert_allclose(gradient(b), np.linalg.solve(J.T, np.ones(4)), rtol=1e-6)
+        return
+    with pytest.raises(InputError, match="Jacobian of Declares is not the derivative of its res"):
+        gradient(b)
+
+
 def test_a_pattern_that_cannot_be_detected_is_asked_for():
     def F(x, b):
         return 3 * x + jnp.real(jnp.fft.ifft(jnp.fft.fft(x))) - b
@@ -257,6 +401,22 @@ def test_a_residual_that_cannot_be_hashed_is_refused():
     ):
         with pytest.raises(InputError, match=r"must be hashable.*frozen dataclass"):
             way(Unhashable(2.0))
+
+
+@pytest.mark.parametrize(
+    ("F", "found"),
+    [
+        (lambda x, b: x * x - b + 0j, "complex128"),
+        (lambda x, b: x > b, "bool"),
+        (lambda x, b: (x > b).astype(int), "int64"),
+    ],
+)
+def test_a_residual_that_is_no_real_number_is_refused(F, found):
+    f = implicit(np.sqrt, F, like=jnp.zeros(2))
+    g = backsolve.custom_root(F)(lambda init, b: jnp.sqrt(b))
+    for way in (f, lambda b: g(None, b)):
+        with pytest.raises(InputError, match=f"has type {found}: it must be real and floating"):
+            jax.jacrev(way)(jnp.ones(2))
 
 
 def test_a_pattern_with_more_entries_than_the_jacobian_does_no_harm():

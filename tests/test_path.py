@@ -404,6 +404,25 @@ def test_parameters_that_the_step_ignores_have_a_zero_gradient(method):
     np.testing.assert_array_equal(got["unused"], np.zeros(3))
 
 
+@pytest.mark.parametrize("method", [one_step, neumann(3)], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_component_that_the_step_ignores_has_a_zero_tangent(method, dtype):
+    def step(x, params):
+        return 0.5 * x + params[0]
+
+    x0, params = jnp.ones(3, dtype), jnp.ones(2, dtype)
+    with backsolve.policy(on_untrusted="ignore"):
+        got = jax.jit(jax.jacfwd(lambda p: method(step, x0, p, 80)))(params)
+    np.testing.assert_array_equal(got[:, 1], np.zeros(3))
+    assert (got[:, 0] >= 1).all()
+
+
+def test_the_series_of_nothing_is_nothing():
+    solution = NeumannSeries(3).linear_solve(None, np.zeros(4), None, transposed=False)
+    np.testing.assert_array_equal(solution.value, np.zeros(4))
+    assert solution.stats == {"iterations": 0, "contraction": 0.0} and not solution.doubt
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize(
     ("step", "iterations", "message"),

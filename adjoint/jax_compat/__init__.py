@@ -1,12 +1,13 @@
 """Every private or unstable touch of JAX, each with its reason.
 
 Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repair belongs here:
-rules of primitives (`rules`), arrays that cross to the host (`arrays`), primitives that are
-computed there (`primitives`), the order of those that are collective (`order`), and JAX functions
-that the host calls back (`nested`).
+rules of primitives (`rules`), functions split from what they close over (`hoisting`), arrays that
+cross to the host (`arrays`), primitives that are computed there (`primitives`), the order of those
+that are collective (`order`), and JAX functions that the host calls back (`nested`).
 """
 
 from .arrays import owned
+from .hoisting import Program, hoist
 from .nested import NestedFunction, nested_device
 from .primitives import host_primitive, identity_primitive, jax_primitive
 from .rules import (
@@ -14,7 +15,6 @@ from .rules import (
     define_batching,
     define_jvp,
     define_transpose,
-    hoist,
     in_front,
     is_traced,
     is_undefined_primal,
@@ -26,6 +26,7 @@ from .rules import (
 
 __all__ = [
     "NestedFunction",
+    "Program",
     "current_trace",
     "define_batching",
     "define_jvp",

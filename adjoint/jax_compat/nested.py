@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +29,19 @@ def _second_client_device():
 def nested_device() -> Any:
     """Return a context in which JAX runs on the second client, as it may inside a callback."""
     return jax.default_device(_second_client_device())
+
+
+@contextlib.contextmanager
+def _without_checks() -> Iterator[None]:
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+def _unwatched() -> Any:
+    """Return a context without JAX's checks for NaN; entering them costs as much as a call."""
+    config: Any = jax.config
+    watched = config.jax_debug_nans or config.jax_debug_infs
+    return _without_checks() if watched else contextlib.nullcontext()
 
 
 class NestedFunction:
@@ -64,6 +78,6 @@ class NestedFunction:
             return executor.submit(self, *arrays).result()
 
     def __call__(self, *arrays: np.ndarray) -> Any:
-        """Evaluate."""
-        with nested_device(), jax.enable_x64(True):
+        """Evaluate; what is not a number is for the caller to judge."""
+        with nested_device(), jax.enable_x64(True), _unwatched():
             return jax.tree.map(np.asarray, self._fun(*arrays))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax._src import core
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "define_batching",
     "define_jvp",
     "define_transpose",
-    "hoist",
     "in_front",
     "is_traced",
     "is_undefined_primal",
@@ -96,27 +95,3 @@ def unbroadcast(cotangent: jax.Array, operand: Any) -> jax.Array:
         axes = [axis for axis, (given, own) in sizes if given != own]
         cotangent = jnp.sum(cotangent, tuple(axes), keepdims=True)
     return cotangent.astype(aval.dtype)
-
-
-def hoist(fun: Callable, *avals: jax.ShapeDtypeStruct) -> tuple[Callable, list[Any]]:
-    """Split a function from what it closes over.
-
-    `jax.closure_convert` hoists floating tracers only; here every closed-over array becomes an
-    argument, since none may reach the second client as a tracer of the first.
-
-    Returns:
-        `pure(consts, *args)` and the consts. It computes in the types that it was traced with, for
-        the literals of a jaxpr cannot follow those of its arguments, and returns the type of its
-        first argument: double precision on the host.
-    """
-    closed = jax.make_jaxpr(fun)(*avals)
-    jaxpr, consts = closed.jaxpr, list(closed.consts)
-    types = [v.aval.dtype for v in (*jaxpr.constvars, *jaxpr.invars)]
-
-    def pure(consts, *args):  # must not hold the consts themselves: caches hold it
-        values = [jnp.asarray(a, t) for a, t in zip((*consts, *args), types, strict=True)]
-        constants, arguments = values[: len(consts)], values[len(consts) :]
-        (result,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*arguments)
-        return result.astype(args[0].dtype)
-
-    return pure, consts

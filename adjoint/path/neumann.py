@@ -57,8 +57,11 @@ class NeumannSeries(Solver):
     def linear_solve(self, jacobian, rhs, state, *, transposed):
         """Sum the series."""
         del state
+        size = frobenius_norm(rhs)
+        if not size:
+            return Solution(np.zeros_like(rhs), stats={"iterations": 0, "contraction": 0.0})
         multiply = jacobian.rmatvec if transposed else jacobian.matvec
-        total, term, size = np.zeros_like(rhs), rhs, frobenius_norm(rhs)
+        total, term = np.zeros_like(rhs), rhs
         count, left = 0, 1.0
         while count < self.terms and left > self.rtol:
             total = total - term

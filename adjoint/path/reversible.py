@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 
 from ..cached import cached_property
+from ..closures import refuse_traced
 from ..engine import as_leaves
 from ..jax_compat import (
     define_batching,
@@ -83,6 +84,9 @@ def reversible(
         choices = ", ".join(map(repr, INVERSES))
         raise InputError(f"inverse={inverse!r} is not one of {choices}, nor a function")
     leaves, tree = as_leaves(params)
+    for name, function in (("step", step), ("inverse", inverse)):
+        if callable(function):
+            refuse_traced(function, name, x0, tree.abstract())
     path = _Path(step, Tree.of(x0), tree, iterations, inverse, current_policy(**policy))
     moving, fixed = path.split(leaves)
     return path.unknown.unpack(_run(path, path.unknown.pack(x0), moving, fixed))

@@ -40,7 +40,7 @@ class System:
 
     def __init__(self, flat: FlatResidual):
         self.n, self._flat = flat.unknown.size, flat
-        self._linearization = choose_linearization(flat)
+        self._linearization = choose_linearization(flat, compared=False)  # it is, in the end
         self.operator: Any = self._linearization.operator
         self._F = NestedFunction(lambda x, *θ: flat(x, θ))
         self._J = NestedFunction(lambda x, *θ: self._linearization(flat, x, θ))
@@ -50,6 +50,8 @@ class System:
         x = jax.ShapeDtypeStruct((self.n,), np.float64)
         for function in (self._F, self._J):
             function.warm(x, *leaves)
+        if self.operator.compiled:
+            self.operator.prepare([x, *leaves])
 
     def F(self, x: np.ndarray, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """Return the residual."""
