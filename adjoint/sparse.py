@@ -63,7 +63,7 @@ class Pattern:
         indptr = _int32("indptr", indptr)
         digest = hashlib.blake2b(indices, digest_size=16)
         digest.update(indptr)
-        digest.update(repr((m, n)).encode())
+        digest.update(repr((m, n, indices.size, indptr.size)).encode())  # where one ends, too
         key = digest.digest()
         with _lock:
             pattern = _interned.get(key)

@@ -324,6 +324,11 @@ def test_what_clarabel_almost_solved_is_said_to_be_inaccurate():
     same(clarabel.solve_conic(P, q, A, b, CONES["power"], **beyond), solution, atol=1e-8)
 
 
+def test_an_objective_that_is_not_finite_has_no_other_librarys_name():
+    with pytest.raises(SolverError, match=r"\(the linear part of the objective is not finite\)"):
+        clarabel.solve_conic(None, np.array([np.inf, 1.0]), np.eye(2), np.ones(2), [NONNEGATIVE(2)])
+
+
 def test_an_infeasible_lane_leaves_the_others_alone():
     b = jnp.stack([SQUARE["b"], FAILING["INFEASIBLE"]["b"], SQUARE["b"]])
     arguments = SQUARE | {"P": np.eye(2), "cones": BOX, "on_failure": "nan"}

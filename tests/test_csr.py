@@ -112,6 +112,13 @@ def test_equal_patterns_are_one_object():
     assert csr(wider).pattern is not first.pattern
 
 
+def test_indices_that_run_on_into_indptr_are_no_known_pattern():
+    known = Pattern.of([0, 1], [0, 1, 2], (2, 2))
+    with pytest.raises(InputError, match="indptr must have 3 entries"):
+        Pattern.of([0, 1, 0], [1, 2], (2, 2))  # the same numbers, one after the other
+    assert Pattern.of([0, 1], [0, 1, 2], (2, 2)) is known
+
+
 def test_the_type_of_the_index_arrays_does_not_matter():
     for dtype in (np.uint8, np.int64, np.uint64):
         other = CSR(SCIPY.data, SCIPY.indices.astype(dtype), SCIPY.indptr.astype(dtype), (4, 5))

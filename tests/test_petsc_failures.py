@@ -56,6 +56,10 @@ WRONG = {
     "x0-shape": (solve(A, B, ILU, B[:3]), "x0 has shape .*they must agree"),
     "x0-columns": (solve(A, B3, ILU, B), "x0 has shape .*they must agree"),
     "x0-complex": (solve(A, B, ILU, B + 0j), "x0 has type complex128"),
+    "options-twice": (
+        given({"-ksp_type": "cg", "ksp_type": "gmres"}),
+        "options has the key 'ksp_type' twice, with and without a dash",
+    ),
     "vecmat-sparse": (given(ILU, vecmat=matvec), "vecmat= is for a function A.*csr_array"),
     "pmat-sparse": (given(ILU, pmat=A), "pmat= is for a function A.*csr_array"),
     "vecmat-dense": (given(ILU, A=DENSE, vecmat=matvec), "vecmat= is for a function A"),

@@ -678,6 +678,31 @@ def test_options_of_parts_take_effect():
     assert count(ksp_type="gmres", ksp_gmres_restart=4, pc_type="none") > count(pc_type="none")
 
 
+INNER = {
+    "ksp": {"pc_type": "ksp", "ksp_ksp_type": "preonly", "ksp_pc_type": "jacobi"},
+    "gamg": {"pc_type": "gamg", "pc_gamg_coarse_eq_limit": 4, "mg_levels_pc_type": "jacobi"},
+}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("parts", INNER.values(), ids=INNER)
+def test_options_of_parts_take_effect_in_every_solve(parts, transposed):
+    f = sparse({"ksp_type": "qmrcgs", "ksp_rtol": 1e-10, "ksp_max_it": 99, **parts})
+    with backsolve.record() as log:
+        for k in (1.0, 2.0, 4.0):  # the same system, in other units
+            if transposed:
+                x = jax.vjp(lambda b: f(DATA, b), B)[1](k * WEIGHTS)[0]
+            else:
+                x = f(DATA, k * B)
+            jax.block_until_ready(x)
+    direction = "adjoint" if transposed else "primal"
+    assert len({r.iterations for r in log if r.direction == direction}) == 1
+    unknown = sparse({"ksp_type": "qmrcgs", "mg_levels_pc_typ": "jacobi", **parts})
+    for _ in range(2):
+        with pytest.raises(InputError, match="did not read 'mg_levels_pc_typ'"):
+            unknown(DATA, B)
+
+
 def test_options_of_parts_take_effect_on_explicitly_transposed_systems_too():
     counts = {}
     for levels in (0, 3):

@@ -30,6 +30,9 @@ def projection_affine_set(x: Any, hyperparams: tuple[Any, Any]) -> jax.Array:
         x: `(n,)`.
         hyperparams: A `(m, n)` and b `(m,)`.
 
+    Returns:
+        p `(n,)`.
+
     Raises:
         InputError: Shapes do not fit, or A p = b has no solution (if A or b is traced: NaN).
     """

@@ -26,6 +26,9 @@ def projection_l1_ball(x: Any, max_value: Any = 1.0) -> jax.Array:
         x: An array of any shape.
         max_value: The radius, at least 0.
 
+    Returns:
+        p, shaped like x.
+
     Raises:
         InputError: `max_value` is negative (if traced: NaN).
     """
@@ -45,6 +48,9 @@ def projection_l2_ball(x: Any, max_value: Any = 1.0) -> Any:
     Args:
         x: A pytree.
         max_value: The radius, at least 0.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: `max_value` is negative (if traced: NaN).
@@ -66,6 +72,9 @@ def projection_linf_ball(x: Any, max_value: Any = 1.0) -> Any:
     Args:
         x: A pytree.
         max_value: The radius, at least 0.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: `max_value` is negative (if traced: NaN).

@@ -22,6 +22,9 @@ def projection_non_negative(x: Any, hyperparams: Any = None) -> Any:
     Args:
         x: A pytree.
         hyperparams: Ignored.
+
+    Returns:
+        p, a pytree like x.
     """
     del hyperparams
     x = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), x)
@@ -39,6 +42,9 @@ def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
         x: A pytree.
         hyperparams: lower and upper, each a pytree like x, or one array or number for all of x;
             −inf and inf where there is no bound.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: lower is above upper somewhere (if traced: NaN), or a bound is neither one
@@ -62,6 +68,9 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
     Args:
         x: A pytree.
         unit: The length of the cube's edges, at least 0.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: `unit` is negative (if traced: NaN).

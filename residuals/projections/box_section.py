@@ -36,6 +36,9 @@ def projection_box_section(
             or 0; and c, a number. Numbers stand for vectors with equal entries.
         check_feasible: Without effect: arguments that are not traced are always checked.
 
+    Returns:
+        p `(n,)`.
+
     Raises:
         InputError: x is not a vector, or no point of the box has wᵀp = c (if traced: NaN).
     """

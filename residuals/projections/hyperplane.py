@@ -23,6 +23,9 @@ def projection_hyperplane(x: Any, hyperparams: tuple[Any, Any]) -> Any:
         x: A pytree.
         hyperparams: a, a pytree like x, not zero; and b, a number.
 
+    Returns:
+        p, a pytree like x.
+
     Raises:
         InputError: a is zero (if traced: NaN).
     """
@@ -46,6 +49,9 @@ def projection_halfspace(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     Args:
         x: A pytree.
         hyperparams: a, a pytree like x; and b, a number.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: a is zero and b negative (if traced: NaN).

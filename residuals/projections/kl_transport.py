@@ -68,6 +68,9 @@ def kl_projection_birkhoff(
         make_solver: Without effect, as for `kl_projection_transport`.
         use_semi_dual: Without effect, as for `kl_projection_transport`.
 
+    Returns:
+        P `(n, n)`; NaN if it could not be found to rounding.
+
     Raises:
         InputError: S is not square.
     """

@@ -36,6 +36,9 @@ def projection_simplex(x: Any, value: Any = 1.0) -> jax.Array:
         x: `(n,)`; −inf is admitted, where p is to be zero.
         value: What p sums to, at least 0; None is 1.
 
+    Returns:
+        p `(n,)`.
+
     Raises:
         InputError: x is not a vector, or `value` is negative (if traced: NaN).
     """
@@ -61,6 +64,9 @@ def projection_sparse_simplex(
             some accelerators, and not always right.
         value: What p sums to, at least 0; None is 1.
 
+    Returns:
+        p `(n,)`.
+
     Raises:
         InputError: x is not a vector, max_nz is less than 1, or `value` is negative (if traced:
             NaN).
@@ -85,6 +91,9 @@ def kl_projection_simplex(x: Any, value: Any = 1.0) -> jax.Array:
     Args:
         x: `(n,)`; −inf is admitted, where p is to be zero.
         value: What p sums to, at least 0; None is 1.
+
+    Returns:
+        p `(n,)`.
 
     Raises:
         InputError: x is not a vector, or `value` is negative (if traced: NaN).

@@ -36,6 +36,9 @@ def projection_l1_sphere(x: Any, value: Any = 1.0) -> jax.Array:
         x: An array of any shape.
         value: The radius, at least 0.
 
+    Returns:
+        p, shaped like x.
+
     Raises:
         InputError: `value` is negative (if traced: NaN).
     """
@@ -54,6 +57,9 @@ def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:
     Args:
         x: A pytree.
         value: The radius, at least 0.
+
+    Returns:
+        p, a pytree like x.
 
     Raises:
         InputError: `value` is negative (if traced: NaN).

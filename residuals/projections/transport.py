@@ -67,6 +67,9 @@ def projection_birkhoff(
         make_solver: Without effect, as for `projection_transport`.
         use_semi_dual: Without effect, as for `projection_transport`.
 
+    Returns:
+        P `(n, n)`; NaN if it could not be found to rounding.
+
     Raises:
         InputError: S is not square.
     """

@@ -48,7 +48,8 @@ class Program(Matrices):
         found = super().wrong()
         if found is not None:
             return found
-        for name, array in (("b", self.b), ("c", self.c)):
+        # SCS calls it c, Clarabel q.
+        for name, array in (("b", self.b), ("the linear part of the objective", self.c)):
             if not np.isfinite(array).all():
                 return Status.NONFINITE_INPUT, f"{name} is not finite"
         return None

@@ -160,6 +160,11 @@ class CvxpyLayer:
 
         Returns:
             A `CvxpySolution`.
+
+        Raises:
+            InputError: On a wrong number, shape, type or value of params, or a wrong setting or
+                warm start.
+            SolverError: As by a call, unless the policy `on_failure` has NaN or the status instead.
         """
         arrays, size, axes = arrays_for(self._checks, params)
         chosen = self._chosen(self._solver_args, solver_args) if solver_args else self._usual

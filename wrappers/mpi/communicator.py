@@ -56,6 +56,11 @@ def debug(comm: Any, *, timeout: float | None = 1.0) -> None:
         comm: The communicator; collective.
         timeout: Seconds in which all ranks must have come to a call. Longer than the work between
             two calls takes, and the compilation. None waits for ever.
+
+    Raises:
+        InputError: If comm is no communicator, or timeout no number of seconds above 0.
+        SolverNotFound: If mpi4py is not installed.
+        SolverBroken: If MPI is not the one that started the processes, or not for threads.
     """
     if timeout is not None:
         timeout = _seconds(timeout, "timeout")

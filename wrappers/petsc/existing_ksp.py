@@ -190,15 +190,15 @@ class DifferentiableKSP:
         """Solve `A x = b` with the user's KSP, differentiably in the values of A and in b.
 
         Args:
-            data: Values of A in the order of `Mat.getValuesCSR`, or a sparse matrix of its pattern;
-                for a dense A the array.
+            data: Values of A `(nnz,)` in the order of `Mat.getValuesCSR`, or a sparse matrix of its
+                pattern; for a dense A the array `(n, n)`.
             b: `(n,)` or `(n, k)` real.
             x0: Initial guess, `(n,)`.
             full_output: Return the `Solution` with value, status and stats.
             **policy: Fields of `backsolve.Policy` for this call.
 
         Returns:
-            x, or the `Solution`.
+            x, shaped like b; or the `Solution`.
 
         Raises:
             InputError: On a wrong shape or type, or if the KSP was destroyed or got another matrix.
@@ -252,6 +252,11 @@ def from_ksp(
             transposed.
         update_pmat: How the matrix P of the preconditioner follows A, if it is another one:
             `"keep"` to leave it as it is, or `update_pmat(A, P)` to fill it.
+
+    Returns:
+        `f(data, b, x0=None, *, full_output=False, **policy)`, a `DifferentiableKSP`: data are the
+        values of A, `(nnz,)` or for a dense one `(n, n)`; b is `(n,)` or `(n, k)`, as is x; x0
+        `(n,)`.
 
     Raises:
         InputError: If the KSP has no matrix, one that is distributed or of another type, or a

@@ -265,6 +265,10 @@ def from_snes(
             tangents too. By default `ksp_rtol` is 1e-10 in both, whatever Eisenstat and Walker's
             method left.
 
+    Returns:
+        `f(params, x0=None, *, full_output=False, **policy)`, a `DifferentiableSNES`: params as
+        `set_params` takes them; x0 and x are `(n,)`.
+
     Raises:
         InputError: If not exactly one of `params_vjp`, `residual` and `fd_step` is given, the SNES
             is not set up, or PETSc has no type that `adjoint_options` asks for.

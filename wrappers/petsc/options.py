@@ -32,7 +32,7 @@ def as_options(options: Any, name: str = "options") -> Options:
         name: What to call them in an error message.
 
     Raises:
-        InputError: If they are not of that form.
+        InputError: If they are not of that form, or one is given twice.
     """
     if options is None:
         return ()
@@ -43,7 +43,11 @@ def as_options(options: Any, name: str = "options") -> Options:
             f"{name} must be a dictionary like {{'ksp_type': 'gmres'}}, found "
             f"{type(options).__name__}"
         )
-    return tuple(sorted((_key(key, name), _value(key, v, name)) for key, v in options.items()))
+    made = sorted((_key(key, name), _value(key, v, name)) for key, v in options.items())
+    for (key, _), (following, _) in itertools.pairwise(made):
+        if key == following:
+            raise InputError(f"{name} has the key {key!r} twice, with and without a dash")
+    return tuple(made)
 
 
 def _key(key: Any, name: str) -> str:

@@ -164,7 +164,8 @@ class Workspace(Owner):
         ksp, options, solve = self._solver(transposed)
         guessed = ksp.getInitialGuessNonzero()
         _stop(ksp, tolerances)
-        if ksp.getType() == "qmrcgs":
+        anew = ksp.getType() == "qmrcgs"
+        if anew:
             # PETSc's begins with what its last solve left in a work vector, and so adds to x what
             # belongs to another right-hand side.
             operators = ksp.getOperators()
@@ -175,7 +176,8 @@ class Workspace(Owner):
         if not guess:
             self._x.set(0.0)
         try:
-            with options(complete=True):
+            # What is made anew reads its options anew, though all were read before.
+            with options(complete=True), options() if anew else contextlib.nullcontext():
                 solve(self._b, self._x)
         finally:
             _stop(ksp, self.tolerances)
