@@ -461,6 +461,50 @@ def test_solvers_with_equal_options_are_traced_once():
 
 
 # --------------------------------------------------------------------------------------------
+# What else is compiled and kept
+
+RATE = 1.0
+
+
+def grow(x, p):
+    return x + 0.1 * RATE * p * x
+
+
+def shrink(x, p):
+    return x / (1 + 0.1 * RATE * p)
+
+
+@pytest.mark.parametrize("inverse", ["newton", shrink])
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_steps_of_a_path_may_change(inverse, p, monkeypatch):
+    def end(p):
+        return backsolve.reversible(grow, jnp.ones(()), p, 3, inverse=inverse)
+
+    for rate in (1.0, 5.0, 1.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        slope = 0.3 * rate * (1 + 0.1 * rate * p) ** 2  # of (1 + K p / 10)³
+        np.testing.assert_allclose(end(p), (1 + 0.1 * rate * p) ** 3, rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(end)(p), slope, rtol=1e-9)
+        np.testing.assert_allclose(jax.jvp(end, (p,), (1.0,))[1], slope, rtol=1e-12)
+
+
+METHODS = [
+    *(backsolve.unroll, functools.partial(backsolve.unroll, memory="checkpoint")),
+    *(backsolve.truncated(3), backsolve.neumann(40), backsolve.one_step),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_steps_of_every_path_may_change(method, monkeypatch):
+    def end(p):  # x = RATE · p, which a single step finds
+        return method(lambda x, p: 0 * x + RATE * p, jnp.zeros(()), p, 3)
+
+    for rate in (1.0, 5.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        np.testing.assert_allclose(jax.grad(end)(1.0), rate, rtol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------
 # What is told apart
 
 
