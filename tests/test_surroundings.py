@@ -504,6 +504,19 @@ def test_the_steps_of_every_path_may_change(method, monkeypatch):
         np.testing.assert_allclose(jax.grad(end)(1.0), rate, rtol=1e-12)
 
 
+def test_a_linear_solver_in_jax_may_change(monkeypatch):
+    def solve(matvec, b):  # of J = −2, but for some thousandths
+        return -b / 2 * (1 + RATE / 1000)
+
+    def F(x, t):
+        return t - 2 * x
+
+    for rate in (1.0, 5.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        (slope,) = backsolve.root_vjp(F, 1.0, (2.0,), 1.0, solve, gradient_tol=1.0)
+        np.testing.assert_allclose(slope, (1 + rate / 1000) / 2, rtol=1e-12)
+
+
 # --------------------------------------------------------------------------------------------
 # What is told apart
 
