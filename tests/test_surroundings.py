@@ -412,6 +412,33 @@ def test_how_the_matrix_of_a_linear_solver_acts_may_change():
     set_config(1.0)
 
 
+MATRIX = np.eye(2)
+
+
+@dataclass(frozen=True)
+class WithJacobian(Solver):
+    def residual(self, x, params):
+        return MATRIX @ x - params
+
+    def jacobian(self, x, params):
+        rows, columns = np.nonzero(MATRIX)
+        starts = np.searchsorted(rows, np.arange(3))
+        return backsolve.CSR(jnp.asarray(MATRIX[rows, columns]), columns, starts, (2, 2))
+
+    def abstract_eval(self, params):
+        return jax.ShapeDtypeStruct(params.shape, params.dtype)
+
+    def solve(self, params):
+        return Solution(np.linalg.solve(MATRIX, params), Status.SUCCESS)
+
+
+def test_the_pattern_of_a_declared_jacobian_may_change(monkeypatch):
+    for matrix in (np.eye(2), np.array([[1.0, 0.0], [3.0, 1.0]]), np.eye(2)):
+        monkeypatch.setitem(globals(), "MATRIX", matrix)
+        J = jax.jacrev(functools.partial(backsolve.solve, WithJacobian()))(ONES)
+        np.testing.assert_allclose(J, np.linalg.inv(matrix), atol=1e-12)
+
+
 class Options:
     """What is equal by its text."""
 
@@ -502,6 +529,16 @@ def test_the_steps_of_every_path_may_change(method, monkeypatch):
     for rate in (1.0, 5.0):
         monkeypatch.setitem(globals(), "RATE", rate)
         np.testing.assert_allclose(jax.grad(end)(1.0), rate, rtol=1e-12)
+
+
+def test_the_type_of_a_step_may_change(monkeypatch):
+    for rate in (2, 1.5):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        np.testing.assert_allclose(backsolve.unroll(by_rate, 4, 0.0, 2), 4 * rate**2)
+
+
+def by_rate(x, p):
+    return RATE * x
 
 
 def test_a_linear_solver_in_jax_may_change(monkeypatch):
