@@ -104,8 +104,7 @@ class Solver:
     @property
     def traced(self) -> tuple[Any, ...]:
         """The functions that JAX traces and that may read what changes: see `surroundings`."""
-        functions = type(self).residual, type(self).jacobian
-        return tuple(f for f in functions if not str(f.__module__).startswith("backsolve."))
+        return _of_users(self.residual, self.jacobian)
 
     def pattern(self, params: Any) -> Any:
         """Return where ∂F/∂x has entries, as a `CSR` or SciPy matrix; None to have it detected."""
@@ -264,6 +263,11 @@ class LinearSolver(Solver):
             raise InputError(f"A must be square, found shape {(m, n)}")
         return Sparse(matrix.pattern) if isinstance(matrix, CSR) else Dense(n)
 
+    @property
+    def traced(self):
+        """How A acts, too."""
+        return _of_users(self.residual, self.jacobian, self.operator)
+
     def residual(self, x, params):
         """Return `A x − b`."""
         matrix, b = params
@@ -290,6 +294,10 @@ class LinearSolver(Solver):
         """Return a singular system."""
         matrix, b = self.example(rng)
         return jax.tree.map(np.zeros_like, matrix), b
+
+
+def _of_users(*functions: Any) -> tuple[Any, ...]:
+    return tuple(f for f in functions if not str(f.__module__).startswith("backsolve."))
 
 
 def length_of(norm: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,27 @@ from .cached import cached_property
 from .contract import Capabilities, Solver
 from .jax_compat import NestedFunction
 from .operators import HostOperator
+from .surroundings import surroundings
 
 __all__ = ["LinearFunction"]
 
 
 @dataclass(frozen=True)
 class LinearFunction(Solver):
-    """A linear solver given as a JAX function `solve(matvec, b)`, run on the second client."""
+    """A linear solver given as a JAX function `solve(matvec, b)`, run on the second client.
+
+    Attributes:
+        surroundings: What the function reads apart from its arguments.
+    """
 
     fun: Callable[..., Any]
+    surroundings: tuple[Hashable, ...] = ()
     capabilities = Capabilities(jacobian="matrix-free")
+
+    @classmethod
+    def of(cls, fun: Callable[..., Any]) -> LinearFunction:
+        """Return that of a function as it is now."""
+        return cls(fun, surroundings(fun))
 
     @property
     def name(self) -> str:

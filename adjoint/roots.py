@@ -76,7 +76,7 @@ def _solver(
     if isinstance(solve, str):
         linear = get_solver(solve)()
     elif callable(solve) and not isinstance(solve, Solver):
-        linear = LinearFunction(solve)
+        linear = LinearFunction.of(solve)
     if linear is not None:
         if not isinstance(linear, Solver):
             raise InputError(f"solve={solve!r} must be solve(matvec, b), a Solver, or its name")

@@ -1,6 +1,10 @@
 """What a residual reads may change between calls, and derivatives are those of what it is then."""
 
+import collections
+import dataclasses
 import functools
+import sys
+import types
 from dataclasses import dataclass
 
 import jax
@@ -127,6 +131,429 @@ def test_a_solver_of_one_s_own_may_read_its_module(monkeypatch):
         np.testing.assert_allclose(slope, (1 + offset) / 12 * ONES, rtol=1e-9)
 
 
+config = types.ModuleType("tests_of_surroundings")
+config.gain, config.unread = 1.0, 0  # type: ignore[attr-defined]
+sys.modules[config.__name__] = config
+
+
+class Class:
+    gain = 1.0
+
+
+class WithProperty:
+    _hidden = 1.0
+
+    @property
+    def gain(self):
+        assert not asked, "a property is not computed to see whether it changes"
+        return self._hidden
+
+    @functools.cached_property
+    def kept(self):
+        assert not asked
+        return self._hidden
+
+
+class Slotted:
+    __slots__ = ("gain", "unset")
+
+    def __init__(self, gain):
+        self.gain = gain
+
+
+class Base:
+    def __init__(self, gain):
+        self.gain = gain
+
+    def __call__(self, x, t):
+        return x - self.gain * t
+
+
+class Derived(Base):
+    pass
+
+
+class Helper:
+    def __init__(self, gain):
+        self._own = gain
+
+    def product(self, t):
+        return self._own * t
+
+    def __getitem__(self, key):
+        return self._own
+
+
+def named_by_a_helper(thing, t):
+    return thing.product(t)
+
+
+def set_class(gain):
+    Class.gain = gain
+
+
+def set_hidden(gain):
+    WithProperty._hidden = gain
+
+
+def set_config(gain):
+    config.gain = gain  # type: ignore[attr-defined]
+
+
+def by_instance_of_a_class():
+    thing = Class()
+    return lambda x, t: x - thing.gain * t, set_class
+
+
+def by_class():
+    return lambda x, t: x - Class.gain * t, set_class
+
+
+def by_module():
+    return lambda x, t: x - config.gain * t, set_config  # type: ignore[attr-defined]
+
+
+def by_import():
+    def F(x, t):
+        import tests_of_surroundings  # type: ignore[import-not-found]
+
+        return x - tests_of_surroundings.gain * t
+
+    return F, set_config
+
+
+def by_import_of_a_name():
+    def F(x, t):
+        from tests_of_surroundings import gain  # type: ignore[import-not-found]
+
+        return x - gain * t
+
+    return F, set_config
+
+
+def by_name_in_text():
+    return lambda x, t: x - getattr(config, "gain") * t, set_config  # noqa: B009
+
+
+def by_property():
+    thing = WithProperty()
+    return lambda x, t: x - thing.gain * t, set_hidden
+
+
+def by_slot():
+    thing = Slotted(1.0)
+    return lambda x, t: x - thing.gain * t, lambda gain: setattr(thing, "gain", gain)
+
+
+def by_inherited_call():
+    thing = Derived(1.0)
+    return thing, lambda gain: setattr(thing, "gain", gain)
+
+
+def by_helper():
+    thing = Helper(1.0)
+    return (
+        lambda x, t: x - named_by_a_helper(thing, t),
+        lambda gain: setattr(thing, "_own", gain),
+    )
+
+
+def by_special_method():
+    thing = Helper(1.0)
+    return lambda x, t: x - thing["gain"] * t, lambda gain: setattr(thing, "_own", gain)
+
+
+def by_attribute_of_a_function():
+    def F(x, t):
+        return x - F.gain * t  # type: ignore[attr-defined]
+
+    def change(gain):
+        F.gain = gain  # type: ignore[attr-defined]
+
+    change(1.0)
+    return F, change
+
+
+def by_function_that_jax_knows():
+    thing = Helper(1.0)
+    product = jax.custom_jvp(lambda t: thing.product(t))
+    product.defjvp(lambda t, t_dot: (product(*t), thing.product(*t_dot)))
+    return lambda x, t: x - product(t), lambda gain: setattr(thing, "_own", gain)
+
+
+def by_solve_inside():
+    thing = Helper(1.0)
+    inner = backsolve.implicit(
+        lambda t: thing._own * t, lambda y, t: y - thing.product(t), like=0.0
+    )
+    return lambda x, t: x - inner(t), lambda gain: setattr(thing, "_own", gain)
+
+
+def by_mapping():
+    thing = collections.UserDict(gain=1.0)
+    return lambda x, t: x - thing["gain"] * t, lambda gain: thing.update(gain=gain)
+
+
+def by_cached_helper():
+    thing = Helper(1.0)
+    own = functools.lru_cache(lambda: thing["gain"])
+
+    def change(gain):
+        thing._own = gain
+        own.cache_clear()
+
+    return lambda x, t: x - own() * t, change
+
+
+def by_long_list():
+    values = [0.0] * 100 + [1.0]
+    return lambda x, t: x - values[100] * t, lambda gain: values.__setitem__(100, gain)
+
+
+def by_long_dict():
+    values = {f"other {i}": 0 for i in range(2000)} | {"gain": 1.0}
+    return lambda x, t: x - values["gain"] * t, lambda gain: values.update(gain=gain)
+
+
+READINGS = [
+    *(by_module, by_import, by_import_of_a_name, by_name_in_text, by_class, by_instance_of_a_class),
+    *(by_property, by_slot, by_inherited_call, by_helper, by_special_method, by_mapping),
+    *(by_attribute_of_a_function, by_function_that_jax_knows, by_solve_inside, by_cached_helper),
+    *(by_long_list, by_long_dict),
+]
+
+asked: list[bool] = []  # whether it is only asked what there is to be read
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_however_a_number_is_read_its_change_is_seen(reading):
+    F, change = reading()
+    solve = backsolve.implicit(lambda t: gains[-1] * t, residual=F, like=0.0)
+    gains = [1.0]
+    for gain in (1.0, 5.0, 1.0):
+        gains.append(gain)
+        change(gain)
+        np.testing.assert_allclose(jax.grad(solve)(2.0), gain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_what_is_read_is_told_apart_without_running_it(reading):
+    F, change = reading()
+    asked.append(True)
+    try:
+        change(1.0)
+        before = surroundings(F)
+        assert surroundings(F) == before
+        change(5.0)
+        assert surroundings(F) != before
+        change(1.0)
+        assert surroundings(F) == before
+    finally:
+        asked.clear()
+
+
+def test_what_nobody_names_of_a_module_does_not_count():
+    F, _ = by_module()
+    before = surroundings(F)
+    config.unread += 1  # type: ignore[attr-defined]
+    assert surroundings(F) == before
+
+
+class Mutable(Solver):
+    """A solver of one's own whose options are plain attributes."""
+
+    def __init__(self, gain):
+        self.gain, self.solves = gain, 0
+
+    def residual(self, x, params):
+        return x - self.gain * params
+
+    def abstract_eval(self, params):
+        return jax.ShapeDtypeStruct(params.shape, params.dtype)
+
+    def solve(self, params):
+        self.solves += 1
+        return Solution(self.gain * params, Status.SUCCESS)
+
+
+def test_attributes_of_a_solver_may_change():
+    solver = Mutable(1.0)
+    for gain in (1.0, 5.0):
+        solver.gain = gain
+        slope = jax.grad(lambda t: jnp.sum(backsolve.solve(solver, t)))(ONES)
+        np.testing.assert_allclose(slope, gain * ONES, rtol=1e-12)
+
+
+class OwnProducts(backsolve.LinearSolver):
+    """A linear solver that knows its matrix by a number of the module."""
+
+    capabilities = backsolve.Capabilities(jacobian="matrix-free")
+
+    def operator(self, matrix):
+        from backsolve.adjoint.operators import MatrixFree
+
+        return MatrixFree(2, lambda operands, v: config.gain * v)  # type: ignore[attr-defined]
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        return rhs / config.gain  # type: ignore[attr-defined]
+
+
+def test_how_the_matrix_of_a_linear_solver_acts_may_change():
+    solver, none = OwnProducts(), jnp.zeros((2, 2))
+    for gain in (1.0, 5.0):
+        set_config(gain)
+        with backsolve.record() as log:
+            x, slope = jax.value_and_grad(lambda b: jnp.sum(backsolve.solve(solver, (none, b))))(
+                ONES
+            )
+        np.testing.assert_allclose(x, 2 / gain, rtol=1e-12)
+        np.testing.assert_allclose(slope, ONES / gain, rtol=1e-12)
+        assert log.trusted
+    set_config(1.0)
+
+
+MATRIX = np.eye(2)
+
+
+@dataclass(frozen=True)
+class WithJacobian(Solver):
+    def residual(self, x, params):
+        return MATRIX @ x - params
+
+    def jacobian(self, x, params):
+        rows, columns = np.nonzero(MATRIX)
+        starts = np.searchsorted(rows, np.arange(3))
+        return backsolve.CSR(jnp.asarray(MATRIX[rows, columns]), columns, starts, (2, 2))
+
+    def abstract_eval(self, params):
+        return jax.ShapeDtypeStruct(params.shape, params.dtype)
+
+    def solve(self, params):
+        return Solution(np.linalg.solve(MATRIX, params), Status.SUCCESS)
+
+
+def test_the_pattern_of_a_declared_jacobian_may_change(monkeypatch):
+    for matrix in (np.eye(2), np.array([[1.0, 0.0], [3.0, 1.0]]), np.eye(2)):
+        monkeypatch.setitem(globals(), "MATRIX", matrix)
+        J = jax.jacrev(functools.partial(backsolve.solve, WithJacobian()))(ONES)
+        np.testing.assert_allclose(J, np.linalg.inv(matrix), atol=1e-12)
+
+
+class Options:
+    """What is equal by its text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __eq__(self, other):
+        return isinstance(other, Options) and other.text == self.text
+
+    def __hash__(self):
+        return hash(self.text)
+
+
+@dataclass(frozen=True)
+class Frozen(Solver):
+    gain: float = 1.0
+    options: tuple[Options, ...] = ()
+
+    def residual(self, x, params):
+        traces.append(1)
+        return x - self.gain * params
+
+    def abstract_eval(self, params):
+        return jax.ShapeDtypeStruct(params.shape, params.dtype)
+
+    def solve(self, params):
+        return Solution(self.gain * params, Status.SUCCESS)
+
+
+traces: list[int] = []
+
+
+def test_solvers_with_equal_options_are_traced_once():
+    def count(gain):
+        before = len(traces)
+        solver = Frozen(gain, (Options("some"), Options("more")))
+        jax.grad(lambda t: jnp.sum(backsolve.solve(solver, t)))(ONES)
+        return len(traces) - before
+
+    traces[:] = [0] * 10_000  # a list of such a length is told by what it is
+    first, again, other = count(1.0), count(1.0), count(2.0)
+    assert again < first
+    assert other == first
+    one, two = Frozen(1.0, (Options("some"),)), Frozen(1.0, (Options("some"),))
+    assert one == two
+    assert surroundings(*one.traced) == surroundings(*two.traced)
+
+
+# --------------------------------------------------------------------------------------------
+# What else is compiled and kept
+
+RATE = 1.0
+
+
+def grow(x, p):
+    return x + 0.1 * RATE * p * x
+
+
+def shrink(x, p):
+    return x / (1 + 0.1 * RATE * p)
+
+
+@pytest.mark.parametrize("inverse", ["newton", shrink])
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_steps_of_a_path_may_change(inverse, p, monkeypatch):
+    def end(p):
+        return backsolve.reversible(grow, jnp.ones(()), p, 3, inverse=inverse)
+
+    for rate in (1.0, 5.0, 1.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        slope = 0.3 * rate * (1 + 0.1 * rate * p) ** 2  # of (1 + K p / 10)³
+        np.testing.assert_allclose(end(p), (1 + 0.1 * rate * p) ** 3, rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(end)(p), slope, rtol=1e-9)
+        np.testing.assert_allclose(jax.jvp(end, (p,), (1.0,))[1], slope, rtol=1e-12)
+
+
+METHODS = [
+    *(backsolve.unroll, functools.partial(backsolve.unroll, memory="checkpoint")),
+    *(backsolve.truncated(3), backsolve.neumann(40), backsolve.one_step),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_steps_of_every_path_may_change(method, monkeypatch):
+    def end(p):  # x = RATE · p, which a single step finds
+        return method(lambda x, p: 0 * x + RATE * p, jnp.zeros(()), p, 3)
+
+    for rate in (1.0, 5.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        np.testing.assert_allclose(jax.grad(end)(1.0), rate, rtol=1e-12)
+
+
+def test_the_type_of_a_step_may_change(monkeypatch):
+    for rate in (2, 1.5):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        np.testing.assert_allclose(backsolve.unroll(by_rate, 4, 0.0, 2), 4 * rate**2)
+
+
+def by_rate(x, p):
+    return RATE * x
+
+
+def test_a_linear_solver_in_jax_may_change(monkeypatch):
+    def solve(matvec, b):  # of J = −2, but for some thousandths
+        return -b / 2 * (1 + RATE / 1000)
+
+    def F(x, t):
+        return t - 2 * x
+
+    for rate in (1.0, 5.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        (slope,) = backsolve.root_vjp(F, 1.0, (2.0,), 1.0, solve, gradient_tol=1.0)
+        np.testing.assert_allclose(slope, (1 + rate / 1000) / 2, rtol=1e-12)
+
+
 # --------------------------------------------------------------------------------------------
 # What is told apart
 
@@ -138,6 +565,9 @@ def reader(**variables):
         return x, variables
 
     return F
+
+
+ONE, OTHER = [1], [1]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +588,17 @@ def reader(**variables):
         (jnp.ones(2), jnp.ones(2)),  # these cannot change, and two of them are two
         (np.ones(100_000), np.ones(100_000)),
         (lambda: 1, lambda: 2),
+        (np.add, np.multiply),
+        (abs, repr),
+        (Class, Base),
+        (jnp, np),
+        ({1, 2}, {1, 3}),
+        (collections.deque([1]), collections.deque([2])),
+        (types.MappingProxyType({"a": 1}), types.MappingProxyType({"a": 2})),
+        ([[1], 2], [[1, 2]]),  # of the same numbers, in another order or grouped otherwise
+        ([ONE, OTHER, ONE], [ONE, OTHER, OTHER]),
+        ([0.0] * 101, [0.0] * 100 + [-0.0]),
+        ([1] * 101, [1] * 100 + [True]),
     ],
 )
 def test_other_values_are_told_apart(before, after):
@@ -180,6 +621,46 @@ def test_attributes_that_no_function_names_do_not_count():
     assert surroundings(model.F) == before
     model.k = 2.0
     assert surroundings(model.F) != before
+
+
+class Node:
+    def __init__(self, after):
+        self.after = after
+
+
+def test_long_chains_end():
+    chain = None
+    for _ in range(100_000):
+        chain = Node(chain)
+
+    def F(x):
+        return chain.after, x
+
+    assert surroundings(F) == surroundings(F)
+    assert len(surroundings(F)) < 10_000
+
+
+@pytest.mark.parametrize("size", [500, 2000, 100_000])
+def test_long_containers_are_found_again(size):
+    things = [object() for _ in range(size)]
+    for many in (things, tuple(things), set(things), dict(enumerate(things))):
+        F = reader(a=many)
+        before = surroundings(F)
+        assert surroundings(F) == before
+        assert len(before) < 2000
+        assert surroundings(reader(a=type(many)())) != before
+
+
+def test_dataclasses_that_change_are_told_apart():
+    @dataclass
+    class Changing:
+        gain: float
+
+    thing = Changing(1.0)
+    before = surroundings(reader(a=thing))
+    assert surroundings(reader(a=dataclasses.replace(thing))) == before
+    thing.gain = 2.0
+    assert surroundings(reader(a=thing)) != before
 
 
 def test_cycles_end():

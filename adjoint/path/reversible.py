@@ -20,7 +20,7 @@ D. Duvenaud and R. P. Adams, ICML 2015.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ from ..jax_compat import (
 )
 from ..policy import Policy, current_policy
 from ..status import InputError
+from ..surroundings import surroundings
 from ..trees import Tree
 from .inverse import INVERSES
 from .report import report
@@ -87,14 +88,26 @@ def reversible(
     for name, function in (("step", step), ("inverse", inverse)):
         if callable(function):
             refuse_traced(function, name, x0, tree.abstract())
-    path = _Path(step, Tree.of(x0), tree, iterations, inverse, current_policy(**policy))
+    path = _Path(
+        step,
+        Tree.of(x0),
+        tree,
+        iterations,
+        inverse,
+        current_policy(**policy),
+        surroundings(step, inverse),
+    )
     moving, fixed = path.split(leaves)
     return path.unknown.unpack(_run(path, path.unknown.pack(x0), moving, fixed))
 
 
 @dataclass(frozen=True)
 class _Path:
-    """Everything static about a path; x is a vector here, θ the floating leaves and the others."""
+    """Everything static about a path; x is a vector here, θ the floating leaves and the others.
+
+    Attributes:
+        surroundings: What the step and its inverse read apart from their arguments.
+    """
 
     step: Step
     unknown: Tree
@@ -102,6 +115,7 @@ class _Path:
     iterations: int
     inverse: Any
     policy: Policy
+    surroundings: tuple[Hashable, ...]
 
     @cached_property
     def floats(self) -> tuple[bool, ...]:

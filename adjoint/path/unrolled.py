@@ -30,7 +30,8 @@ def start(step: Step, x0: Any, params: Any, iterations: Any) -> Any:
     whole_number(iterations, "iterations", low=0)
     x0 = jax.tree.map(jnp.asarray, x0)
     for _ in range(2):  # a step may turn whole numbers into floating ones, but only once
-        x1 = jax.eval_shape(step, x0, params)
+        # A function that JAX has not seen: of one that it has, it may know an earlier shape.
+        x1 = jax.eval_shape(lambda x, θ: step(x, θ), x0, params)
         check_shape(x1, x0, step)
         x0 = jax.tree.map(lambda a, like: a.astype(like.dtype), x0, x1)
     return x0

@@ -225,3 +225,22 @@ def test_a_residual_that_raises_on_one_rank(flow, near, monkeypatch, function, o
         with pytest.raises(error, match=words):
             flow.solve(θ | {"f": flow.f}, options)
     near(flow.spread.whole(flow.solve(θ | {"f": flow.f}, options)[0]), serial()[0])
+
+
+class Rate:
+    value = 1.0
+
+
+def test_the_residual_may_read_something_else_than_before(comm):
+    def residual(x, params):
+        return x - Rate.value * params  # x = rate · θ
+
+    def loss(params):
+        x, token = petsc.snes(residual, jnp.zeros(2), params, DIRECT, comm=comm)
+        return jnp.sum(x) + 0.0 * token
+
+    for rate in (1.0, 5.0):
+        Rate.value = rate
+        value, slope = jax.value_and_grad(loss)(jnp.ones(2))
+        np.testing.assert_allclose(value, 2 * rate, rtol=1e-12)
+        np.testing.assert_allclose(slope, rate, rtol=1e-12)
