@@ -14,6 +14,7 @@ from jax import lax
 from .closures import refuse_traced
 from .contract import LinearSolver, Solution, Solver
 from .inputs import is_real
+from .jax_compat import current_trace
 from .policy import current_policy
 from .primitives import solve_p
 from .problem import make_problem
@@ -48,7 +49,7 @@ def solve(solver: Solver, params: Any, *, full_output: bool = False, **policy: A
         raise InputError("on_failure='status' needs full_output=True, or nobody sees the status")
     leaves, tree = as_leaves(params)
     problem = make_problem(solver, tree, chosen)
-    if solver.traced:
+    if current_trace() is not None and solver.traced:
         vector = jax.ShapeDtypeStruct((problem.unknown.size,), problem.unknown.dtype)
         name = f"the residual of {problem.name}"
         refuse_traced(problem.F, name, vector, tree.structs())

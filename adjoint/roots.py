@@ -25,6 +25,7 @@ from .engine import solve as solve_problem
 from .fixed_point import FixedPoint
 from .implicit import ImplicitSolver
 from .inputs import check_function
+from .jax_compat import current_trace
 from .linear_function import LinearFunction
 from .registry import get_solver
 from .status import InputError
@@ -88,16 +89,18 @@ def _solver(
 def _attached(solver: ImplicitSolver, x: Any, args: Any, kwargs: Any, **policy: Any) -> Any:
     """Return x with the derivative of the equation, in what F closes over too."""
     params = ((), args, kwargs)
-    leaves, tree = as_leaves(params)
+    if current_trace() is None:
+        return attach(solver, x, params, **policy)
+    _, tree = as_leaves(params)
     unknown = solver.like
     point = unknown.unflatten([jax.ShapeDtypeStruct(s, unknown.dtype) for s in unknown.shapes])
     found = opened(solver.residual, point, tree.abstract())
     if found is None:
-        return attach(solver, x, tree.unflatten(leaves), **policy)
+        return attach(solver, x, params, **policy)
     fun, operands = found
     fields: dict[str, Any] = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver)}
     fields["F"] = _OpenedResidual(fun)
-    return attach(_OpenedSolver(**fields), x, (operands, tree.unflatten(leaves)), **policy)
+    return attach(_OpenedSolver(**fields), x, (operands, params), **policy)
 
 
 def _floating(leaf: Any) -> Any:

@@ -168,10 +168,12 @@ def check_jacobian_form(solver: Solver) -> None:
     case = Case(solver)
     form = solver.capabilities.jacobian
     if form != "auto":
-        wanted = {"dense": Dense, "csr": Sparse, "matrix-free": MatrixFree}[form]
-        found = type(case.problem.operator).__name__
+        forms = {"dense": Dense, "csr": Sparse, "matrix-free": MatrixFree}
+        operator = case.problem.operator
+        known = [kind.__name__ for kind in forms.values() if isinstance(operator, kind)]
+        found = known[0] if known else type(operator).__name__
         ensure(
-            isinstance(case.problem.operator, wanted),
+            isinstance(operator, forms[form]),
             f"capabilities.jacobian is {form!r}, but J comes as {found}",
         )
     elif not solver.overrides("jacobian"):
