@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .buffers import buffers
 from .cached import cached_property
 from .group import ALONE
 from .norms import frobenius_norm
@@ -57,7 +58,7 @@ class Nearby:
     """
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
-        self._problem, self.x, self._θ = problem, x.copy(), [np.array(leaf) for leaf in θ]
+        self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
         self.nbytes = x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
@@ -80,7 +81,8 @@ def nearby(
     problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
 ) -> Nearby | None:
     """Return F near a solution with this relative residual, if the derivative may ask for it."""
-    exact = relative <= _ROUNDING and problem.unknown.dtype == np.float64
+    # What is rounding in F depends on its units: only nothing is nothing in all of them.
+    exact = relative == 0.0 and problem.unknown.dtype == np.float64
     if exact or problem.group is not ALONE:
         return None
     return Nearby(problem, x, θ)
@@ -92,7 +94,7 @@ class Drift:
     Args:
         problem: The problem.
         system: One that was solved with J at x̂.
-        near: F near x̂, None where it is close enough.
+        near: F near x̂, None where it is not known.
         F: The residual.
         d: The step.
         eta: The backward error of x̂.
@@ -124,9 +126,7 @@ class Drift:
         if self._straight and eta <= _CONVERGED:
             return
         self._there, self._early = near.F(d), near.F(0.1 * d)
-        self.rho = self._curvature(eta)
-        if eta > _CONVERGED:
-            self.beta = self._change_in_parameters()
+        self.rho, self.beta = self._curvature(eta), self._change_in_parameters()
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
         """Return what x̂ contributes to the relative error of a column of a system with J.
@@ -219,11 +219,11 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
     if F.shape != system.value.shape[:1]:  # of another problem
         return None
     if eta > _CONVERGED:
-        looking = near is not None
-    elif eta > _ROUNDING and near is not None:
+        looking = True
+    elif near is not None:
         looking = in_doubt(problem.policy, known.value**2, eta)
     else:
-        near, bounded = None, known.kind == "bound" and known.primal is None
+        bounded = known.kind == "bound" and known.primal is None
         looking = bounded and in_doubt(problem.policy, known.value, eta)
     if not looking:
         return None

@@ -81,6 +81,61 @@ def test_a_point_that_is_near_enough_is_trusted(off):
     np.testing.assert_allclose(found, 1 / (3 * np.cbrt(b) ** 2), rtol=max(1e-14, 10 * off))
 
 
+UNITS = pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+
+
+@UNITS
+@pytest.mark.parametrize("off", [0.0, 0.4])
+@pytest.mark.parametrize("θ", [1e-16, 1e-10, 1e-4])
+def test_the_unit_of_a_residual_does_not_hide_a_fold(θ, off, unit):
+    root = implicit(
+        lambda θ: 1.0 + (1.0 + off) * np.sqrt(θ), lambda x, θ: unit * ((x - 1.0) ** 2 - θ), like=0.0
+    )
+    found, record = pulled_back(root, θ, 1.0)
+    assert record.trusted is (off == 0.0)
+    assert bool(abs(found * 2 * np.sqrt(θ) - 1.0) < 1e-4) is record.trusted
+
+
+@UNITS
+def test_the_unit_of_a_residual_does_not_hide_a_kink(unit):
+    def F(x, θ):
+        return unit * jnp.where(x < 1.0, x - θ, 3.0 * (x - 1.0) + (1.0 - θ))
+
+    root = implicit(lambda θ: 1.0 - 1e-6 + 0.0 * θ, F, like=0.0)
+    found, record = pulled_back(root, 1.0 + 1e-6, 1.0)
+    assert found > 0.9 and record.trusted is False  # beyond the kink it is a third
+
+
+@pytest.mark.parametrize(("base", "level", "size"), [(1.0, 1.0, 1e-8), (1e5, 0.0, 1e-6)])
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_a_small_residual_beside_large_unknowns_is_looked_at_where_kappa_is_large(
+    base, level, size, off
+):
+    root = implicit(
+        lambda θ: np.array([θ[0], level + (1.0 + off) * np.sqrt(θ[1])]),
+        lambda x, θ: jnp.stack([x[0] - θ[0], (x[1] - level) ** 2 - θ[1]]),
+        like=np.zeros(2),
+    )
+    found, record = pulled_back(root, np.array([base, size**2]), np.array([0.0, 1.0]))
+    assert bool(abs(found[1] * 2 * size - 1.0) < 1e-4) is record.trusted is (off == 0.0)
+
+
+def test_what_rounding_leaves_of_an_ill_conditioned_residual_stays_trusted():
+    rng, n = np.random.default_rng(3), 12
+    U, V = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    M = (U * np.geomspace(1.0, 1e-6, n)) @ V.T
+
+    def solved(b):
+        return np.arctanh(np.linalg.solve(M, b))
+
+    root = implicit(solved, lambda x, b: M @ jnp.tanh(x) - b, like=np.zeros(n))
+    b, w = M @ np.tanh(rng.standard_normal(n)), rng.standard_normal(n)
+    found, record = pulled_back(root, b, w)
+    truth = np.linalg.solve((M * (1.0 - np.tanh(solved(b)) ** 2)).T, w)
+    assert record.trusted and record.condition > 1e6
+    np.testing.assert_allclose(found, truth, atol=1e-5 * np.linalg.norm(truth))
+
+
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
     doubts = set()
     for trial in range(12):
