@@ -23,10 +23,11 @@ import numpy as np
 from .buffers import buffers
 from .cached import cached_property
 from .group import ALONE
+from .linearize import ByPoint
 from .norms import frobenius_norm
 from .problem import Problem, residual_on_host
 from .sight import Sight, corrected
-from .store import store
+from .store import Entry, store
 from .system import System
 from .verdict import EPS, in_doubt, ratio
 
@@ -44,6 +45,14 @@ _MOVE = 1e-4
 _SIDE = 1e-6
 _STRAIGHT = 1e-3
 
+_OBJECTS = 1024  # bytes of what holds few numbers
+
+_FORGOTTEN = (
+    "the solution is not converged, and so many or such large solves came after it, or with it, "
+    "that it is no longer remembered how F changes towards the true one: solve tighter, or fewer "
+    "at a time"
+)
+
 
 class Nearby:
     """F near a computed solution, on the host.
@@ -59,7 +68,7 @@ class Nearby:
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
         self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
-        self.nbytes = x.nbytes + sum(leaf.nbytes for leaf in self._θ)
+        self.nbytes = _OBJECTS + x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return F at x̂ − d, for these θ or the own ones."""
@@ -204,8 +213,13 @@ class Drift:
 
 
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
-def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> Drift | None:
-    """Return the way from x̂ to the solution, or None where there is nothing to be learnt of it.
+def drift(
+    problem: Problem, system: System, ticket: np.ndarray, eta: float
+) -> tuple[Drift | None, str]:
+    """Return the way from x̂ to the solution, and a doubt.
+
+    There is no way where there is nothing to be learnt of it, and a doubt where there would be, but
+    F near x̂ was forgotten.
 
     Args:
         problem: The problem.
@@ -213,19 +227,33 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
         ticket: That of the solve which found x̂.
         eta: Its backward error.
     """
-    near, F, known = store.nearby(ticket), store.residual(ticket), system.conditioning
-    if F is None or known is None or problem.group is not ALONE:
-        return None
-    if F.shape != system.value.shape[:1]:  # of another problem
-        return None
+    known = system.conditioning
+    if known is None or problem.group is not ALONE:
+        return None, ""
+    near, F = _remembered(problem, system.entry, ticket, eta)
+    if F is not None and F.shape != system.value.shape[:1]:  # of another problem
+        return None, ""
     if eta > _CONVERGED:
-        looking = True
+        looking, needed = True, True
     elif near is not None:
-        looking = in_doubt(problem.policy, known.value**2, eta)
+        looking, needed = in_doubt(problem.policy, known.value**2, eta), False
     else:
         bounded = known.kind == "bound" and known.primal is None
         looking = bounded and in_doubt(problem.policy, known.value, eta)
-    if not looking:
-        return None
-    d = corrected(problem, system.entry, F)
-    return None if d is None else Drift(problem, system, near, F, d, eta)
+        needed = eta > _ROUNDING and not known.value**2 * eta <= problem.policy.gradient_tol
+    doubt = _FORGOTTEN if needed and near is None else ""
+    d = corrected(problem, system.entry, F) if looking and F is not None else None
+    return (None if d is None else Drift(problem, system, near, F, d, eta)), doubt
+
+
+def _remembered(
+    problem: Problem, entry: Entry, ticket: np.ndarray, eta: float
+) -> tuple[Nearby | None, np.ndarray | None]:
+    """Return F near x̂ and at x̂, from the point in the operands of J if the solve is forgotten."""
+    near, F = store.nearby(ticket), store.residual(ticket)
+    there = isinstance(problem.linearization, ByPoint) and problem.unknown.dtype == np.float64
+    if near is None and eta > _ROUNDING and there:
+        x, *θ = entry.operands
+        near = Nearby(problem, x, θ)
+        F = near.F(np.zeros_like(x))
+    return near, F

@@ -270,7 +270,7 @@ def judge(
         rounded: The error of each column that is due to single precision, if there was any.
     """
     tally.system(system.conditioning, system.solution, system.reuse)
-    drifts: dict[bytes, Drift | None] = {}
+    drifts: dict[bytes, tuple[Drift | None, str]] = {}
     status, etas, errors, doubts = list(system.status), [], [], []
     withholding = problem.policy.on_untrusted == "nan"
     for j, relative in enumerate(Ticket.residuals(tags)):
@@ -286,7 +286,8 @@ def judge(
             point = tags[j].tobytes()
             if point not in drifts:
                 drifts[point] = drift(problem, system, tags[j], eta)
-            far = drifts[point]
+            far, forgotten = drifts[point]
+            doubt = doubt or forgotten
             if far is not None:
                 linear: float = system.error(j)  # type: ignore[assignment]
                 assumed = error - linear

@@ -136,6 +136,42 @@ def test_what_rounding_leaves_of_an_ill_conditioned_residual_stays_trusted():
     np.testing.assert_allclose(found, truth, atol=1e-5 * np.linalg.norm(truth))
 
 
+def folded(off, jacobian="dense"):
+    def F(x, θ, w):
+        return (x - 1.0) ** 2 - θ + 0.0 * jnp.sum(w)
+
+    def solved(θ, w):
+        return 1.0 + (1.0 + off) * np.sqrt(θ)
+
+    return implicit(solved, F, like=0.0, jacobian=jacobian)
+
+
+@pytest.mark.parametrize("jacobian", ["dense", "matrix-free"])
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_a_solve_that_is_forgotten_is_not_trusted_for_that(off, jacobian, store):
+    root, w = folded(off, jacobian), np.ones(2000)
+    store.limit = 2 * w.nbytes
+    with backsolve.policy(on_untrusted="ignore"), backsolve.record() as log:
+        slope = log.wait(jax.grad(root)(1e-10, w))
+    assert all(solves.near is None for solves in store._solves.values())
+    assert bool(abs(slope * 2e-5 - 1.0) < 1e-4) is log.trusted is (off == 0.0)
+    # A J that is known at a point has F near it at hand; otherwise there is a word for it.
+    assert ("no longer remembered" in log[-1].doubt) is (off != 0.0 and jacobian == "dense")
+
+
+def test_the_first_of_many_lanes_is_not_trusted_for_being_the_first(store):
+    θ = np.array([1e-10, *[2e-10] * 40])
+    store.limit = 16 * 10 * 1200  # of the lanes it remembers ten
+    root = implicit(
+        lambda θ: 1.0 + np.sqrt(θ) * (1.4 if θ < 1.5e-10 else 1.0),
+        lambda x, θ: (x - 1.0) ** 2 - θ,
+        like=0.0,
+    )
+    for first in (0, 1):
+        _, record = pulled_back(jax.vmap(root), θ[first:], np.ones(len(θ) - first))
+        assert record.lanes == len(θ) - first and record.trusted is (first == 1)
+
+
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
     doubts = set()
     for trial in range(12):
