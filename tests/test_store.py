@@ -308,6 +308,19 @@ def test_each_lane_has_the_ticket_of_its_column(store):
     assert not tickets[[1, 2]].any()
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_ticket_holds_a_residual_in_any_unit(jit, store):
+    known = [0.0, 5e-324, 1e-60, 1e-30, 1e-16, 0.1, 1e30, 1e60, np.inf, Ticket.withheld, np.nan]
+    tickets = np.zeros((len(known), Ticket.size), np.uint32)
+    Ticket.write(tickets, range(len(known)), 1, known, 0)
+    held = np.array(Ticket.residuals(tickets))
+    assert (held[1:9] > 0).all() and held[0] == 0.0
+    np.testing.assert_allclose(held[2:], known[2:], rtol=5e-7)
+    there = jax.jit(Ticket.residual_in_jax) if jit else Ticket.residual_in_jax
+    in_jax = [0.0, 0.0, 0.0, 1e-30, 1e-16, 0.1, 1e30, np.inf, np.inf, np.nan, np.nan]
+    np.testing.assert_allclose(there(jnp.asarray(tickets)), in_jax, rtol=1e-6)
+
+
 def test_residual_vectors_of_several_solves_are_those_of_each(store):
     F, tickets = _issued(store, [0, 1, 2])
     other, more = _issued(store, [1])

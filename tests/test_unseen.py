@@ -81,7 +81,21 @@ def test_a_point_that_is_near_enough_is_trusted(off):
     np.testing.assert_allclose(found, 1 / (3 * np.cbrt(b) ** 2), rtol=max(1e-14, 10 * off))
 
 
-UNITS = pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+UNITS = pytest.mark.parametrize("unit", [1e-60, 1e-12, 1.0, 1e60])
+
+
+@UNITS
+def test_the_unit_of_a_matrix_does_not_make_a_loose_solve_good(unit):
+    rng = np.random.default_rng(0)
+    M, b = np.eye(30) + 0.1 * rng.standard_normal((30, 30)), rng.standard_normal(30)
+
+    def solved(scale):
+        return krylov.solve(lambda v: unit * scale * (M @ v), b, rtol=0.05)
+
+    found, record = pulled_back(jax.jit(solved), 1.0, np.full(30, unit))
+    truth = -np.linalg.solve(M, b).sum()
+    assert abs(found / truth - 1.0) > 1e-3 and record.trusted is False
+    assert record.primal_residual > 1e-4
 
 
 @UNITS
