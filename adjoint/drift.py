@@ -238,11 +238,13 @@ def drift(
     elif near is not None:
         looking, needed = in_doubt(problem.policy, known.value**2, eta), False
     else:
-        bounded = known.kind == "bound" and known.primal is None
+        bounded = known.kind == "bound" and not any(known.primal)
         looking = bounded and in_doubt(problem.policy, known.value, eta)
         needed = eta > _ROUNDING and not known.value**2 * eta <= problem.policy.gradient_tol
     doubt = _FORGOTTEN if needed and near is None else ""
-    d = corrected(problem, system.entry, F) if looking and F is not None else None
+    if not looking or F is None:
+        return None, doubt
+    d = corrected(problem, system.entry, F)
     return (None if d is None else Drift(problem, system, near, F, d, eta)), doubt
 
 

@@ -1,5 +1,7 @@
 """What the solved system does not show: hidden directions, kinks, and a J that changes."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +186,67 @@ def test_the_first_of_many_lanes_is_not_trusted_for_being_the_first(store):
     for first in (0, 1):
         _, record = pulled_back(jax.vmap(root), θ[first:], np.ones(len(θ) - first))
         assert record.lanes == len(θ) - first and record.trusted is (first == 1)
+
+
+SMALL = np.diag([1.0, 1.0, 1e-8])
+
+
+@dataclass(frozen=True)
+class Planted(krylov.Krylov):
+    """Solves with SMALL, and is off along its small direction where a column begins with 0."""
+
+    off: float = 0.05
+
+    def derivative_solver(self):
+        return self
+
+    def correct(self, jacobian, defect, state, *, transposed, rtol=0.1):
+        return np.linalg.solve(SMALL, defect)
+
+    def linear_solve(self, jacobian, rhs, state, *, transposed):
+        v = np.linalg.solve(SMALL, rhs)
+        return v + ([0.0, 1e-9, 0.0] if rhs[0] else [0.0, 0.0, self.off])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 30])
+@pytest.mark.parametrize("off", [0.0, 0.05])
+def test_each_column_is_judged_by_what_it_leaves_over(off, columns):
+    root = implicit(
+        lambda b: np.linalg.solve(SMALL, b),
+        residual=lambda x, b: jnp.asarray(SMALL) @ x - b,
+        like=np.zeros(3),
+        jacobian="matrix-free",
+        linear_solver=Planted(off=off),
+    )
+    # One that leaves more over, which is not magnified, before one whose defect is.
+    x_bar = np.array([[1.0, 0.0, 0.0]] * (columns - 1) + [[0.0, 1.0, 0.0]])
+    with backsolve.policy(on_untrusted="ignore"), backsolve.record() as log:
+        _, pullback = jax.vjp(root, np.array([1.0, 1.0, 1e-8]))
+        log.wait(jax.vmap(pullback)(x_bar))
+    assert log[-1].lanes == columns and log.trusted is (off == 0.0)
+
+
+@pytest.mark.parametrize("hidden", [1e-6, 1e-7, 1e-9])
+@pytest.mark.parametrize("terms", [4, 5, 6, 8])
+def test_a_slow_direction_that_a_neumann_series_hardly_sees_is_not_trusted(terms, hidden):
+    rates, w = jnp.array([0.1, 1.0 - 1e-3 * hidden]), np.array([1.0, hidden])
+    x = 1.0 / (1.0 - np.asarray(rates))
+
+    def settled(θ):
+        return w @ backsolve.neumann(terms)(lambda x, θ: rates * x + θ, x, θ, 1)
+
+    found, record = pulled_back(settled, 1.0, 1.0)
+    assert abs(found / (w @ x) - 1.0) > 0.1 and record.trusted is False
+
+
+def test_a_neumann_series_that_settles_is_trusted():
+    rates = jnp.array([0.05, 0.1, 0.3])
+
+    def settled(θ):
+        return jnp.sum(backsolve.neumann(12)(lambda x, θ: rates * x + θ, 1 / (1 - rates), θ, 1))
+
+    found, record = pulled_back(settled, 1.0, 1.0)
+    assert abs(found - (1 / (1 - rates)).sum()) < 1e-5 and record.trusted
 
 
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
