@@ -2,15 +2,16 @@
 
     d = J⁻¹ F(x̂)        F(x̂ − d) = F(x̂) − J d + ½ F″ d d + …        ρ = ‖½ F″ d d‖ / ‖F(x̂)‖
     δJ = J(x̂ − d) − J   δẋ = −J⁻¹ δJ ẋ,    δλ: see `sight`
-    B = ∂F/∂θ           β = max over the leaves of θ of ‖B(x̂ − d) u − B(x̂) u‖ / ‖B(x̂) u‖
+    B = ∂F/∂θ           β = max over the leaves of θ of |w|ᵀ|B(x̂ − d) u − B(x̂) u| / |w|ᵀ|B(x̂) u|
 
 A condition number that is bounded from below says little of one vector: d itself is the error of x̂.
 That J and B change as much as x does, magnified as much as may be, is the assumption of κ̂ η_primal;
 here is what they do. δJ moves a tangent by δẋ, and an adjoint by δλ; where rounding in F hides it,
 it is less than what rounding makes of it, and than κ̂ η_primal. Beyond a kink that lies between x̂
 and the solution J is another one, where ρ is of order one. B, which may nearly vanish, changes by
-β; u has random signs, so that ‖B u‖ is about ‖B‖. F is evaluated a few times for that, and the
-factor that serves the derivative serves d.
+β, in the rows that matter: w is λ of an adjoint, and r of a tangent. u has random signs, so that
+each row of B u is about as long as that of B. F is evaluated a few times for that, and the factor
+that serves the derivative serves d.
 """
 
 from __future__ import annotations
@@ -110,7 +111,6 @@ class Drift:
 
     Attributes:
         point: The error of x̂ itself, ‖d‖ over its scale.
-        beta: β.
         rho: ρ.
     """
 
@@ -127,7 +127,7 @@ class Drift:
         self._length = frobenius_norm(d)
         relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-        self.beta = self.rho = 0.0
+        self.rho, self._rows = 0.0, []
         if near is None:
             return
         κ = system.conditioning.value  # type: ignore[union-attr]
@@ -135,7 +135,7 @@ class Drift:
         if self._straight and eta <= _CONVERGED:
             return
         self._there, self._early = near.F(d), near.F(0.1 * d)
-        self.rho, self.beta = self._curvature(eta), self._change_in_parameters()
+        self.rho, self._rows = self._curvature(eta), list(self._changes_in_parameters())
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
         """Return what x̂ contributes to the relative error of a column of a system with J.
@@ -147,8 +147,7 @@ class Drift:
             transposed: Whether it is a system with Jᵀ.
         """
         v, length = system.value[:, j], system.length[j]
-        # B is in the r of a tangent, of which the system may magnify a change more than r itself.
-        change = self.beta if transposed else self.beta * max(system.gain(j), 1.0)
+        change = self._beta(v) if transposed else self._beta_of_tangent(system, j)
         point = max(self.point, change)
         if self._near is None or self._problem.linear.capabilities.iterative:
             point = max(point, assumed)  # nobody looked further, or d is a loose one
@@ -198,17 +197,35 @@ class Drift:
         early = frobenius_norm(self._early - (0.9 * self._F + 0.1 * left))
         return 0.0 if early > _SOON * change else rho
 
-    def _change_in_parameters(self) -> float:
-        """Return β, or zero where it is not known."""
-        near, d, β = self._near, self._d, 0.0
+    def _changes_in_parameters(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Return |B u| of each leaf of θ, and by how much it changes, and a tenth of the way."""
+        near, d = self._near, self._d
         assert near is not None
         for θ in near.moved():
             Bu = near.F(0.0 * d, θ) - self._F
-            change = near.F(d, θ) - self._there - Bu
-            part = ratio(frobenius_norm(change), frobenius_norm(Bu))
-            if part > β:  # rounding does as much a tenth of the way as at its end
-                early = near.F(0.1 * d, θ) - self._early - Bu
-                β = part if frobenius_norm(early) <= _SOON * frobenius_norm(change) else β
+            if np.isfinite(Bu).all():  # or F is not defined for so large a u
+                change = near.F(d, θ) - self._there - Bu
+                yield abs(Bu), abs(change), abs(near.F(0.1 * d, θ) - self._early - Bu)
+
+    def _beta_of_tangent(self, system: System, j: int) -> float:
+        if not self._rows:
+            return 0.0
+        Jv = self._problem.operator.apply(
+            self._entry.operands, system.value[:, j], transposed=False
+        )
+        # B is in r, of a change of which the system may make more than of r itself.
+        return self._beta(Jv - system.defect[:, j]) * max(system.gain(j), 1.0)
+
+    def _beta(self, w: np.ndarray) -> float:
+        """Return β, or zero where it is not known."""
+        β, weight = 0.0, abs(w)
+        for rows in self._rows:
+            Bu, change, early = (float(weight @ row) for row in rows)
+            if math.isnan(change):
+                return math.inf
+            # Rounding does as much a tenth of the way as at its end.
+            if ratio(change, Bu) > β and not early > _SOON * change:
+                β = ratio(change, Bu)
         return β
 
 

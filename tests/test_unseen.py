@@ -249,6 +249,35 @@ def test_a_neumann_series_that_settles_is_trusted():
     assert abs(found - (1 / (1 - rates)).sum()) < 1e-5 and record.trusted
 
 
+@pytest.mark.parametrize("forward", [False, True], ids=["adjoint", "tangent"])
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_a_small_unknown_that_multiplies_part_of_a_parameter_is_looked_at(off, forward):
+    # J does not change with x, and of ∂F/∂θ, for all of θ, next to nothing.
+    root = implicit(
+        lambda θ: np.array([θ[0], (1.0 + off) * 1e-6 / θ[1]]),
+        lambda x, θ: jnp.stack([x[0] - θ[0], θ[1] * x[1] - 1e-6]),
+        like=np.zeros(2),
+    )
+    θ, e = np.ones(2), np.array([0.0, 1.0])
+    if forward:
+        with backsolve.policy(on_untrusted="ignore"), backsolve.record() as log:
+            found = log.wait(jax.jvp(root, (θ,), (e,))[1])
+        record = log[-1]
+    else:
+        found, record = pulled_back(root, θ, e)
+    assert bool(abs(found[1] / -1e-6 - 1.0) < 1e-4) is record.trusted is (off == 0.0)
+
+
+def test_a_residual_that_is_not_defined_at_the_solution_is_not_trusted_there():
+    root = implicit(
+        lambda θ: np.array(1e-3),
+        lambda x, θ: x - 1e-4 + 1e-9 * jnp.where(θ == 1.0, 0.0, jnp.sqrt(x - 5e-4)),
+        like=0.0,
+    )
+    _, record = pulled_back(root, 1.0, 1.0)
+    assert record.trusted is False and np.isinf(record.error_estimate)
+
+
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
     doubts = set()
     for trial in range(12):
