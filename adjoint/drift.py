@@ -65,15 +65,23 @@ class Nearby:
 
     Attributes:
         x: x̂.
+        size: Its length, or what stands for that.
     """
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
         self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
+        self.size = frobenius_norm(x)
         self.nbytes = _OBJECTS + x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return F at x̂ − d, for these θ or the own ones."""
         return residual_on_host(self._problem, self.x - d, self._θ if θ is None else θ)
+
+    def share(self, F: np.ndarray) -> float:
+        """Return how much θ brings into F, which is about ‖∂F/∂θ‖ ‖θ‖."""
+        zero = np.zeros_like(self.x)
+        moved = [frobenius_norm(self.F(zero, θ) - F) for θ in self.moved()]
+        return max([size for size in moved if math.isfinite(size)], default=0.0) / _MOVE
 
     def moved(self) -> Iterator[list[np.ndarray]]:
         """Return θ with one leaf after the other moved by random signs, infinite bounds aside."""
@@ -172,7 +180,7 @@ class Drift:
         near, d = self._near, self._d
         assert near is not None
         # A short way would drown in rounding, were the other side of the parallelogram as short.
-        h = ratio(max(self._length, _SIDE * frobenius_norm(near.x)), frobenius_norm(w))
+        h = ratio(max(self._length, _SIDE * near.size), frobenius_norm(w))
         if not 0.0 < h < math.inf:
             return [np.zeros_like(w)] * 2
         side = near.F(-h * w) - self._F
@@ -250,7 +258,11 @@ def drift(
     near, F = _remembered(problem, system.entry, ticket, eta)
     if F is not None and F.shape != system.value.shape[:1]:  # of another problem
         return None, ""
-    if eta > _CONVERGED:
+    if near is not None and F is not None and math.isinf(eta):
+        # An x̂ of zero has no length: that of terms of F is about J's norm times one.
+        share, looking, needed = near.share(F), True, False
+        near.size, eta = ratio(share, system.norm), max(ratio(frobenius_norm(F), share), EPS)
+    elif eta > _CONVERGED:
         looking, needed = True, True
     elif near is not None:
         looking, needed = in_doubt(problem.policy, known.value**2, eta), False

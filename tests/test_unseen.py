@@ -278,6 +278,24 @@ def test_a_residual_that_is_not_defined_at_the_solution_is_not_trusted_there():
     assert record.trusted is False and np.isinf(record.error_estimate)
 
 
+@pytest.mark.parametrize(("θ", "right"), [(0.3, True), (0.31, False)])
+def test_a_root_of_zero_is_judged_by_what_changes_till_the_solution(θ, right):
+    # At θ = 0.3 the first part of F is 5e-17, and there is no length to compare that with.
+    root = implicit(
+        lambda θ: np.zeros(2),
+        lambda x, θ: x + x**2 - jnp.stack([θ - (0.1 + 0.2), 2.0 * (θ - 0.3)]),
+        like=np.zeros(2),
+    )
+    _, record = pulled_back(root, θ, np.ones(2))
+    assert record.trusted is right and record.primal_residual == np.inf
+
+
+def test_a_root_of_zero_that_hides_a_parameter_is_not_trusted():
+    root = implicit(lambda θ: np.zeros(2), lambda x, θ: θ * x - 1e-9, like=np.zeros(2))
+    _, record = pulled_back(root, 0.3, np.ones(2))
+    assert record.trusted is False
+
+
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
     doubts = set()
     for trial in range(12):
