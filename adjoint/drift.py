@@ -2,15 +2,16 @@
 
     d = J⁻¹ F(x̂)        F(x̂ − d) = F(x̂) − J d + ½ F″ d d + …        ρ = ‖½ F″ d d‖ / ‖F(x̂)‖
     δJ = J(x̂ − d) − J   δẋ = −J⁻¹ δJ ẋ,    δλ: see `sight`
-    B = ∂F/∂θ           β = max over the leaves of θ of ‖B(x̂ − d) u − B(x̂) u‖ / ‖B(x̂) u‖
+    B = ∂F/∂θ           β = max over the leaves of θ of |w|ᵀ|B(x̂ − d) u − B(x̂) u| / |w|ᵀ|B(x̂) u|
 
 A condition number that is bounded from below says little of one vector: d itself is the error of x̂.
 That J and B change as much as x does, magnified as much as may be, is the assumption of κ̂ η_primal;
 here is what they do. δJ moves a tangent by δẋ, and an adjoint by δλ; where rounding in F hides it,
 it is less than what rounding makes of it, and than κ̂ η_primal. Beyond a kink that lies between x̂
 and the solution J is another one, where ρ is of order one. B, which may nearly vanish, changes by
-β; u has random signs, so that ‖B u‖ is about ‖B‖. F is evaluated a few times for that, and the
-factor that serves the derivative serves d.
+β, in the rows that matter: w is λ of an adjoint, and r of a tangent. u has random signs, so that
+each row of B u is about as long as that of B. F is evaluated a few times for that, and the factor
+that serves the derivative serves d.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .buffers import buffers
 from .cached import cached_property
 from .group import ALONE
+from .linearize import ByPoint
 from .norms import frobenius_norm
 from .problem import Problem, residual_on_host
 from .sight import Sight, corrected
-from .store import store
+from .store import Entry, store
 from .system import System
 from .verdict import EPS, in_doubt, ratio
 
@@ -43,6 +46,14 @@ _MOVE = 1e-4
 _SIDE = 1e-6
 _STRAIGHT = 1e-3
 
+_OBJECTS = 1024  # bytes of what holds few numbers
+
+_FORGOTTEN = (
+    "the solution is not converged, and so many or such large solves came after it, or with it, "
+    "that it is no longer remembered how F changes towards the true one: solve tighter, or fewer "
+    "at a time"
+)
+
 
 class Nearby:
     """F near a computed solution, on the host.
@@ -54,15 +65,23 @@ class Nearby:
 
     Attributes:
         x: x̂.
+        size: Its length, or what stands for that.
     """
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
-        self._problem, self.x, self._θ = problem, x.copy(), [np.array(leaf) for leaf in θ]
-        self.nbytes = x.nbytes + sum(leaf.nbytes for leaf in self._θ)
+        self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
+        self.size = frobenius_norm(x)
+        self.nbytes = _OBJECTS + x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return F at x̂ − d, for these θ or the own ones."""
         return residual_on_host(self._problem, self.x - d, self._θ if θ is None else θ)
+
+    def share(self, F: np.ndarray) -> float:
+        """Return how much θ brings into F, which is about ‖∂F/∂θ‖ ‖θ‖."""
+        zero = np.zeros_like(self.x)
+        moved = [frobenius_norm(self.F(zero, θ) - F) for θ in self.moved()]
+        return max([size for size in moved if math.isfinite(size)], default=0.0) / _MOVE
 
     def moved(self) -> Iterator[list[np.ndarray]]:
         """Return θ with one leaf after the other moved by random signs, infinite bounds aside."""
@@ -80,7 +99,8 @@ def nearby(
     problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
 ) -> Nearby | None:
     """Return F near a solution with this relative residual, if the derivative may ask for it."""
-    exact = relative <= _ROUNDING and problem.unknown.dtype == np.float64
+    # What is rounding in F depends on its units: only nothing is nothing in all of them.
+    exact = relative == 0.0 and problem.unknown.dtype == np.float64
     if exact or problem.group is not ALONE:
         return None
     return Nearby(problem, x, θ)
@@ -92,14 +112,13 @@ class Drift:
     Args:
         problem: The problem.
         system: One that was solved with J at x̂.
-        near: F near x̂, None where it is close enough.
+        near: F near x̂, None where it is not known.
         F: The residual.
         d: The step.
         eta: The backward error of x̂.
 
     Attributes:
         point: The error of x̂ itself, ‖d‖ over its scale.
-        beta: β.
         rho: ρ.
     """
 
@@ -116,7 +135,7 @@ class Drift:
         self._length = frobenius_norm(d)
         relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-        self.beta = self.rho = 0.0
+        self.rho, self._rows = 0.0, []
         if near is None:
             return
         κ = system.conditioning.value  # type: ignore[union-attr]
@@ -124,9 +143,7 @@ class Drift:
         if self._straight and eta <= _CONVERGED:
             return
         self._there, self._early = near.F(d), near.F(0.1 * d)
-        self.rho = self._curvature(eta)
-        if eta > _CONVERGED:
-            self.beta = self._change_in_parameters()
+        self.rho, self._rows = self._curvature(eta), list(self._changes_in_parameters())
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
         """Return what x̂ contributes to the relative error of a column of a system with J.
@@ -138,8 +155,7 @@ class Drift:
             transposed: Whether it is a system with Jᵀ.
         """
         v, length = system.value[:, j], system.length[j]
-        # B is in the r of a tangent, of which the system may magnify a change more than r itself.
-        change = self.beta if transposed else self.beta * max(system.gain(j), 1.0)
+        change = self._beta(v) if transposed else self._beta_of_tangent(system, j)
         point = max(self.point, change)
         if self._near is None or self._problem.linear.capabilities.iterative:
             point = max(point, assumed)  # nobody looked further, or d is a loose one
@@ -164,7 +180,7 @@ class Drift:
         near, d = self._near, self._d
         assert near is not None
         # A short way would drown in rounding, were the other side of the parallelogram as short.
-        h = ratio(max(self._length, _SIDE * frobenius_norm(near.x)), frobenius_norm(w))
+        h = ratio(max(self._length, _SIDE * near.size), frobenius_norm(w))
         if not 0.0 < h < math.inf:
             return [np.zeros_like(w)] * 2
         side = near.F(-h * w) - self._F
@@ -189,23 +205,46 @@ class Drift:
         early = frobenius_norm(self._early - (0.9 * self._F + 0.1 * left))
         return 0.0 if early > _SOON * change else rho
 
-    def _change_in_parameters(self) -> float:
-        """Return β, or zero where it is not known."""
-        near, d, β = self._near, self._d, 0.0
+    def _changes_in_parameters(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Return |B u| of each leaf of θ, and by how much it changes, and a tenth of the way."""
+        near, d = self._near, self._d
         assert near is not None
         for θ in near.moved():
             Bu = near.F(0.0 * d, θ) - self._F
-            change = near.F(d, θ) - self._there - Bu
-            part = ratio(frobenius_norm(change), frobenius_norm(Bu))
-            if part > β:  # rounding does as much a tenth of the way as at its end
-                early = near.F(0.1 * d, θ) - self._early - Bu
-                β = part if frobenius_norm(early) <= _SOON * frobenius_norm(change) else β
+            if np.isfinite(Bu).all():  # or F is not defined for so large a u
+                change = near.F(d, θ) - self._there - Bu
+                yield abs(Bu), abs(change), abs(near.F(0.1 * d, θ) - self._early - Bu)
+
+    def _beta_of_tangent(self, system: System, j: int) -> float:
+        if not self._rows:
+            return 0.0
+        Jv = self._problem.operator.apply(
+            self._entry.operands, system.value[:, j], transposed=False
+        )
+        # B is in r, of a change of which the system may make more than of r itself.
+        return self._beta(Jv - system.defect[:, j]) * max(system.gain(j), 1.0)
+
+    def _beta(self, w: np.ndarray) -> float:
+        """Return β, or zero where it is not known."""
+        β, weight = 0.0, abs(w)
+        for rows in self._rows:
+            Bu, change, early = (float(weight @ row) for row in rows)
+            if math.isnan(change):
+                return math.inf
+            # Rounding does as much a tenth of the way as at its end.
+            if ratio(change, Bu) > β and not early > _SOON * change:
+                β = ratio(change, Bu)
         return β
 
 
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
-def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> Drift | None:
-    """Return the way from x̂ to the solution, or None where there is nothing to be learnt of it.
+def drift(
+    problem: Problem, system: System, ticket: np.ndarray, eta: float
+) -> tuple[Drift | None, str]:
+    """Return the way from x̂ to the solution, and a doubt.
+
+    There is no way where there is nothing to be learnt of it, and a doubt where there would be, but
+    F near x̂ was forgotten.
 
     Args:
         problem: The problem.
@@ -213,19 +252,39 @@ def drift(problem: Problem, system: System, ticket: np.ndarray, eta: float) -> D
         ticket: That of the solve which found x̂.
         eta: Its backward error.
     """
-    near, F, known = store.nearby(ticket), store.residual(ticket), system.conditioning
-    if F is None or known is None or problem.group is not ALONE:
-        return None
-    if F.shape != system.value.shape[:1]:  # of another problem
-        return None
-    if eta > _CONVERGED:
-        looking = near is not None
-    elif eta > _ROUNDING and near is not None:
-        looking = in_doubt(problem.policy, known.value**2, eta)
+    known = system.conditioning
+    if known is None or problem.group is not ALONE:
+        return None, ""
+    near, F = _remembered(problem, system.entry, ticket, eta)
+    if F is not None and F.shape != system.value.shape[:1]:  # of another problem
+        return None, ""
+    if near is not None and F is not None and math.isinf(eta):
+        # An x̂ of zero has no length: that of terms of F is about J's norm times one.
+        share, looking, needed = near.share(F), True, False
+        near.size, eta = ratio(share, system.norm), max(ratio(frobenius_norm(F), share), EPS)
+    elif eta > _CONVERGED:
+        looking, needed = True, True
+    elif near is not None:
+        looking, needed = in_doubt(problem.policy, known.value**2, eta), False
     else:
-        near, bounded = None, known.kind == "bound" and known.primal is None
+        bounded = known.kind == "bound" and not any(known.primal)
         looking = bounded and in_doubt(problem.policy, known.value, eta)
-    if not looking:
-        return None
+        needed = eta > _ROUNDING and not known.value**2 * eta <= problem.policy.gradient_tol
+    doubt = _FORGOTTEN if needed and near is None else ""
+    if not looking or F is None:
+        return None, doubt
     d = corrected(problem, system.entry, F)
-    return None if d is None else Drift(problem, system, near, F, d, eta)
+    return (None if d is None else Drift(problem, system, near, F, d, eta)), doubt
+
+
+def _remembered(
+    problem: Problem, entry: Entry, ticket: np.ndarray, eta: float
+) -> tuple[Nearby | None, np.ndarray | None]:
+    """Return F near x̂ and at x̂, from the point in the operands of J if the solve is forgotten."""
+    near, F = store.nearby(ticket), store.residual(ticket)
+    there = isinstance(problem.linearization, ByPoint) and problem.unknown.dtype == np.float64
+    if near is None and eta > _ROUNDING and there:
+        x, *θ = entry.operands
+        near = Nearby(problem, x, θ)
+        F = near.F(np.zeros_like(x))
+    return near, F

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .closures import refuse_traced
 from .contract import LinearSolver, Solution, Solver
@@ -19,6 +18,7 @@ from .policy import current_policy
 from .primitives import solve_p
 from .problem import make_problem
 from .status import InputError
+from .ticket import Ticket
 from .trees import Tree
 
 __all__ = ["as_leaves", "solve", "solve_columns"]
@@ -81,9 +81,8 @@ def _axes(full_output: bool) -> Any:
 
 
 def _stats(ticket: Any) -> dict[str, jax.Array]:
-    residual = lax.bitcast_convert_type(ticket[..., 2], jnp.float32)
     return {
-        "residual": jnp.where(residual < 0, jnp.nan, residual),  # of none, if it was withheld
+        "residual": Ticket.residual_in_jax(ticket),
         "iterations": ticket[..., 3].astype(jnp.int32),
     }
 

@@ -270,7 +270,7 @@ def judge(
         rounded: The error of each column that is due to single precision, if there was any.
     """
     tally.system(system.conditioning, system.solution, system.reuse)
-    drifts: dict[bytes, Drift | None] = {}
+    drifts: dict[bytes, tuple[Drift | None, str]] = {}
     status, etas, errors, doubts = list(system.status), [], [], []
     withholding = problem.policy.on_untrusted == "nan"
     for j, relative in enumerate(Ticket.residuals(tags)):
@@ -278,7 +278,7 @@ def judge(
         if withholding and relative == Ticket.withheld and status[j] is Status.NONFINITE_INPUT:
             status[j], doubt = Status.SUCCESS, "the solution is in doubt, and was withheld"
         if status[j] is Status.SUCCESS and not doubt:
-            doubt = _kink_within(system, eta)
+            doubt = _kink_within(system, j, eta)
         # A cotangent of zero is one wherever the point is; a zero (∂F/∂θ) θ̇ need not be.
         exact = transposed and not system.length[j]
         error = system.error(j, 0.0 if exact else eta)
@@ -286,7 +286,8 @@ def judge(
             point = tags[j].tobytes()
             if point not in drifts:
                 drifts[point] = drift(problem, system, tags[j], eta)
-            far = drifts[point]
+            far, forgotten = drifts[point]
+            doubt = doubt or forgotten
             if far is not None:
                 linear: float = system.error(j)  # type: ignore[assignment]
                 assumed = error - linear
@@ -306,10 +307,10 @@ def judge(
         system.value[:, j] = np.nan
 
 
-def _kink_within(system: System, eta: float) -> str:
+def _kink_within(system: System, j: int, eta: float) -> str:
     """Return the doubt that the solution may be on the other side of the nearest kink, or none."""
     margin = system.solution.stats.get("margin")
-    error = None if margin is None else system.error_of_point(eta)
+    error = None if margin is None else system.error_of_point(j, eta)
     if error is None or not margin <= _BESIDE * error:  # type: ignore[operator]
         return ""
     return f"a kink is nearer (margin {margin:.1e}) than the solution is known ({error:.1e})"

@@ -27,7 +27,7 @@ __all__ = ["Entry", "Store", "default_limit", "store"]
 
 _FOLD = 512  # width to which a large array is folded before it is hashed
 _SMALL = 4096  # bytes up to which numbers are compared as one string
-_SOLVES = 4096  # finished solves that are remembered for their residual vectors
+_SOLVES = 1 << 14  # finished solves that are remembered for their residual vectors
 _TOGETHER = 1024  # of them, at most, in one piece of memory
 _SPENT = 1024  # how many parts of the limit there are: one is for spent work, at first
 _GHOSTS = 4096  # places for digests of evicted work; who comes later to a place takes it
@@ -116,7 +116,7 @@ class _Solves(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes that they hold."""
-        return self.F.nbytes + (0 if self.near is None else self.near.nbytes)
+        return self.F.nbytes + size_of(self.near)
 
 
 class Store:
@@ -250,7 +250,9 @@ class Store:
             near: F near the solution.
         """
         k, served = len(relative), None if entry is None else weakref.ref(entry)
-        limit = self.limit // 16
+        limit, held = self.limit // 16, F.nbytes + size_of(near)
+        if near is not None and held > limit:  # one that is large may stay alone
+            near, limit = (near, held) if held <= self.limit // 4 else (None, limit)
         # The last ones, if they are too many; nobody has to go for what cannot stay. What holds its
         # memory together is forgotten together: of many columns some are to stay then.
         fits = min(_SOLVES, limit * k // (F.nbytes + 1))

@@ -69,16 +69,16 @@ class System:
         """
         if self.conditioning is None:
             return None
-        return self.conditioning.error(self.eta[j] if self.length[j] else 0.0, eta_primal)
+        return self.conditioning.error(j, self.eta[j] if self.length[j] else 0.0, eta_primal)
 
     def gain(self, j: int) -> float:
         """Return how many times as much the system may magnify a change of r as it magnifies r."""
         κ = 1.0 if self.conditioning is None else self.conditioning.value
         return ratio(κ * self.size[j], self.norm * self.length[j])
 
-    def error_of_point(self, eta_primal: float) -> float | None:
-        """Return the share of the point in the error estimates."""
-        return None if self.conditioning is None else self.conditioning.error(0.0, eta_primal)
+    def error_of_point(self, j: int, eta_primal: float) -> float | None:
+        """Return the share of the point in the error estimate of column j."""
+        return None if self.conditioning is None else self.conditioning.error(j, 0.0, eta_primal)
 
 
 def solve_system(
@@ -242,17 +242,22 @@ def _defects(
     good: list[int],
     tickets: np.ndarray,
     transposed: bool,
-) -> dict[str, Defect]:
-    """Return the worst that this system left over, and that the differentiated solves did.
+) -> dict[str, list[Defect | None]]:
+    """Return what this system left over of each good column, and what the differentiated solve did.
 
-    Of the good columns only.
+    Columns that differentiate one solve share what it left over.
     """
-    j = max(good, key=eta.__getitem__)
-    found = {"linear": Defect(defect[:, j].copy(), eta[j], transposed)}
-    primal = Ticket.residuals(tickets)
-    j = max(good, key=primal.__getitem__)
-    F = store.residual(tickets[j])
-    known = F is not None and F.shape == defect[:, 0].shape
-    if group.every(known) and F is not None:
-        found["primal"] = Defect(F, ratio(primal[j], norm), False)
-    return found
+    linear: list[Defect | None] = [None] * len(eta)
+    primal, solves = linear.copy(), {}
+    relative = Ticket.residuals(tickets)
+    for j in good:
+        linear[j] = Defect(defect[:, j].copy(), eta[j], transposed)
+        name = tickets[j].tobytes()
+        if name not in solves:
+            F = store.residual(tickets[j])
+            solves[name] = None
+            # All of a group have it, or none.
+            if group.every(F is not None and F.shape == defect[:, 0].shape) and F is not None:
+                solves[name] = Defect(F, ratio(relative[j], norm), False)
+        primal[j] = solves[name]
+    return {"linear": linear, "primal": primal}

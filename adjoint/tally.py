@@ -129,8 +129,9 @@ class Tally:
         """Account for −λᵀF of columns, where it is known and they succeeded."""
         worst = self._weighted
         for product, ended in zip(products, status, strict=True):
-            known = product is not None and ended is Status.SUCCESS
-            if known and (worst is None or not abs(product) <= abs(worst)):  # type: ignore[arg-type]
+            if product is None or ended is not Status.SUCCESS:
+                continue
+            if worst is None or abs(product) > abs(worst) or math.isnan(product):
                 worst = product
         self._weighted = worst
 

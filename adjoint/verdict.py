@@ -20,6 +20,7 @@ solution. In single precision, `rounding` adds what that does to J and r.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,20 +43,23 @@ class Conditioning(NamedTuple):
     Attributes:
         value: The condition number κ̂.
         kind: `"bound"` or `"estimate"`.
-        linear: How much the defect of v is magnified, if that was measured.
-        primal: How much F(x̂, θ) is magnified, if that was measured.
+        linear: How much the defect of v is magnified, per column; None where that was not measured.
+        primal: How much F(x̂, θ) is magnified, likewise.
     """
 
     value: float
     kind: str
-    linear: float | None = None
-    primal: float | None = None
+    linear: Sequence[float | None] = ()
+    primal: Sequence[float | None] = ()
 
-    def error(self, eta_linear: float, eta_primal: float = 0.0) -> float:
-        """Return the error estimate of backward errors: κ̂ times each, or its magnification."""
-        linear = self.value if self.linear is None else self.linear
-        primal = self.value if self.primal is None else self.primal
-        return linear * eta_linear + (primal * eta_primal if eta_primal else 0.0)
+    def error(self, j: int, eta_linear: float, eta_primal: float = 0.0) -> float:
+        """Return the error estimate of column j: κ̂ times each η, or its magnification."""
+        linear = self._known(self.linear, j) * eta_linear
+        return linear + (self._known(self.primal, j) * eta_primal if eta_primal else 0.0)
+
+    def _known(self, measured: Sequence[float | None], j: int) -> float:
+        found = measured[j] if measured else None
+        return self.value if found is None else found
 
 
 def ratio(numerator: float, denominator: float) -> float:

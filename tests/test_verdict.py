@@ -28,6 +28,9 @@ from backsolve import (
     superlu,
 )
 from backsolve.adjoint.condition import inverse_norm
+from backsolve.adjoint.conditioning import by_estimate
+from backsolve.adjoint.store import Entry
+from backsolve.adjoint.tally import Tally
 
 EPS = np.finfo(float).eps
 RNG = np.random.default_rng(41)
@@ -286,6 +289,20 @@ def test_of_a_batch_it_is_the_worst():
     (values, _), log = records(jax.vmap(jax.value_and_grad(loss)), b)
     actual = np.linalg.solve(A, b.T).sum(axis=0) - np.asarray(values)
     np.testing.assert_allclose(log[-1].dual_weighted_residual, actual[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("products", [(1.0, np.nan, 2.0), (np.nan, -3.0, None)])
+def test_a_product_that_is_none_is_worse_than_any_number(products):
+    tally = Tally(backsolve.Policy(), "some", "adjoint")
+    tally.weigh(products, [Status.SUCCESS] * 3)
+    assert np.isnan(tally._weighted)
+
+
+def test_a_condition_number_is_never_below_a_bound_that_comes_later():
+    entry = Entry(None, (), b"")
+    entry.condition = 10.0
+    known = by_estimate(backsolve.Policy(), Off(), None, entry, 1e6, EPS)
+    assert (known.value, known.kind) == (1e6, "estimate")
 
 
 def test_a_converged_solve_has_next_to_none():
