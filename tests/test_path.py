@@ -307,6 +307,21 @@ def test_second_and_third_derivatives_in_either_mode(inverse):
     assert off(third, jax.jacfwd(jax.hessian(theirs))(np.ones(2))) < 1e-12
 
 
+@pytest.mark.parametrize("inverse", INVERSES)
+def test_a_path_may_stand_still_at_the_origin(inverse):
+    def swing(x, b):
+        return x + 0.1 * b * (jnp.sin(x) + x[::-1] ** 2)
+
+    def gradient(method, x0):
+        return jax.grad(lambda x0, b: jnp.sum(jnp.cos(x0) + method(swing, x0, b, 5)), (0, 1))(
+            x0, 1.0
+        )
+
+    ours = functools.partial(reversible, inverse=inverse)
+    for x0 in (np.zeros(2), np.array([0.0, 1e-200])):
+        assert off(gradient(ours, x0), gradient(unroll, x0)) < 1e-12
+
+
 def test_reversed_is_mapped_lane_by_lane():
     x0s = np.stack([X0, -2 * X0, 0.5 * X0])
 
