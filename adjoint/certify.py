@@ -3,6 +3,8 @@
 Taylor        ‖f(θ + h v) − f(θ) − h J v‖ = O(h²) on a ladder of h
 transposition ⟨u, J v⟩ = ⟨Jᵀ u, v⟩, with Jᵀ the transposed of the linearised f
 duality       the same, with tangent and adjoint each run on its own
+
+In each v but one leaf of θ moves, as leaves may have different units
 verdict       what the linear solves inside of f say of themselves
 """
 
@@ -60,8 +62,8 @@ class Certificate:
 
     Attributes:
         taylor: One Taylor test per floating leaf of θ.
-        transposition: Relative difference of ⟨u, J v⟩ and ⟨Jᵀ u, v⟩.
-        duality: Relative difference of ⟨u, JVP(v)⟩ and ⟨VJP(u), v⟩.
+        transposition: Relative difference of ⟨u, J v⟩ and ⟨Jᵀ u, v⟩, of the worst leaf.
+        duality: Relative difference of ⟨u, JVP(v)⟩ and ⟨VJP(u), v⟩, of the worst leaf.
         solves: Number of linear solves of tangents and adjoints that were recorded.
         linear_residual: Their largest ‖J v − r‖ / ‖r‖, None without solves.
         condition: Their largest condition number, or lower bound of it.
@@ -180,33 +182,47 @@ def certify(f: Callable[[Any], Any], params: Any, *, seed: int = 0) -> Certifica
     # the ladder a solve may fail for leaving its domain.
     with policy(on_untrusted="ignore", on_failure="nan"), record() as log:
         y, J = jax.linearize(g, θ)
-        Jv = J(v)
+        alone = [
+            [w if j == i else jnp.zeros_like(w) for j, w in enumerate(v)] for i in range(len(v))
+        ]
         u = jnp.asarray(rng.standard_normal(y.shape), y.dtype)
+        Jv = [J(v) for v in alone]
         (Jᵀu,) = jax.linear_transpose(J, θ)(u)
-        _, x_dot = jax.jvp(g, (θ,), (v,))
+        x_dot = [jax.jvp(g, (θ,), (v,))[1] for v in alone]
         (θ_bar,) = jax.vjp(g, θ)[1](u)
         log.wait((Jv, Jᵀu, x_dot, θ_bar))
         taylor = tuple(
-            _taylor(g, θ, [w if j == i else jnp.zeros_like(w) for j, w in enumerate(v)], path)
-            for i, path in enumerate(f"params{path}" for path in split.paths)
+            _taylor(g, θ, moved, f"params{path}")
+            for moved, path in zip(alone, split.paths, strict=True)
         )
     eps = float(jnp.finfo(jnp.result_type(y, *θ)).eps)
+    least = np.sqrt(eps) * np.linalg.norm(y)
     return Certificate(
         taylor=taylor,
-        transposition=_mismatch(u, Jv, Jᵀu, v),
-        duality=_mismatch(u, x_dot, θ_bar, v),
+        transposition=_mismatch(u, Jv, Jᵀu, v, least),
+        duality=_mismatch(u, x_dot, θ_bar, v, least),
         tolerance=eps**0.4,
         **_verdict([r for r in log if r.direction != "primal"]),
     )
 
 
-def _mismatch(u: Any, Jv: Any, Jᵀu: Sequence[Any], v: Sequence[Any]) -> float:
-    """Return |⟨u, J v⟩ − ⟨Jᵀ u, v⟩| relative to what either could be at most."""
-    forward, backward = inner([u], [Jv]), inner(Jᵀu, v)
+def _mismatch(
+    u: Any, Jv: Sequence[Any], Jᵀu: Sequence[Any], v: Sequence[Any], least: float
+) -> float:
+    """Return |⟨u, J v⟩ − ⟨Jᵀ u, v⟩| relative to what either could be at most, of the worst leaf.
+
+    `Jv` is J of each leaf's v alone. A leaf that hardly matters may have a ‖J v‖ as small as
+    `least`, and its error as large.
+    """
+    return max(_apart(u, *leaf, least) for leaf in zip(Jv, Jᵀu, v, strict=True))
+
+
+def _apart(u: Any, Jv: Any, Jᵀu: Any, v: Any, least: float) -> float:
+    forward, backward = inner([u], [Jv]), inner([Jᵀu], [v])
     if not np.isfinite([forward, backward]).all():
         return np.inf
-    lengths = [np.sqrt(inner(a, a)) for a in ([u], [Jv], Jᵀu, v)]
-    largest = max(lengths[0] * lengths[1], lengths[2] * lengths[3])
+    length, image, pulled, moved = (np.sqrt(inner([a], [a])) for a in (u, Jv, Jᵀu, v))
+    largest = max(length * max(image, least), pulled * moved)
     return float(abs(forward - backward) / largest) if largest else 0.0
 
 

@@ -95,6 +95,37 @@ def test_a_transposition_that_was_forgotten_is_found(seed):
     assert "NOT trusted" in str(caught.value)
 
 
+def doubled_transpose(x):
+    """Return x, whose cotangent is twice what it should be."""
+    return jax.custom_derivatives.linear_call(
+        lambda r, x: r * x, lambda r, x_bar: 2.0 * r * x_bar, jnp.ones(()), x
+    )
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e2, 1e4, 1e9, 1e-9])
+@pytest.mark.parametrize("gain", [1.0, 1e-6])
+def test_a_wrong_transpose_is_found_whatever_the_units_of_the_leaves(unit, gain):
+    def f(params, part=doubled_transpose):
+        return jnp.sin(params["a"] / unit) + gain * jnp.sin(part(params["b"] * unit))
+
+    params = {"a": 1.0 * unit, "b": 0.7 / unit}
+    certificate = certify(f, params)
+    assert certificate.transposition > 0.1 and certificate.duality > 0.1
+    assert not certificate.passed
+    certify(lambda params: f(params, lambda x: x), params).raise_if_failed()
+
+
+def test_a_leaf_that_does_not_matter_is_no_failure():
+    # ẋ is nothing but rounding, and so is its adjoint.
+    def f(params):
+        angle = params["angle"]
+        return params["scale"] * (jnp.sin(angle) ** 2 + jnp.cos(angle) ** 2)
+
+    for seed in range(5):
+        certificate = certify(f, {"scale": 1e3, "angle": np.array([0.3, 1.1])}, seed=seed)
+        assert certificate.transposition < 1e-8 and certificate.duality < 1e-8
+
+
 def test_the_wrong_leaf_is_named():
     solver = ForgetsMatrix()
     A, b = solver.example(np.random.default_rng(0))

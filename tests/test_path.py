@@ -274,6 +274,54 @@ def test_reversed_has_tangents_and_second_derivatives():
     assert off(mixed, hessian(unroll)) < 1e-11
 
 
+def rest(x, b):
+    """A step that leaves x = 1 where it is."""
+    return x + 0.1 * b * (jnp.sin(x - 1.0) * x[::-1] + (x - 1.0) ** 2)
+
+
+@pytest.mark.parametrize("inverse", INVERSES)
+@pytest.mark.parametrize("n", [3, 501], ids=["dense", "by products"])
+def test_second_derivatives_where_the_path_stands_still(inverse, n):
+    # Nothing is left to be solved there, and yet y depends on x and θ.
+    def along(method, x0):
+        def gradient(x0, b):
+            return jax.grad(lambda x0, b: jnp.sum(jnp.sin(method(rest, x0, b, 5))), (0, 1))(x0, b)
+
+        return jax.jit(functools.partial(jax.jvp, gradient))((x0, 1.0), (np.cos(np.arange(n)), 0.3))
+
+    ours = functools.partial(reversible, inverse=inverse)
+    for x0 in (np.ones(n), np.linspace(0.9, 1.1, n)):
+        assert off(along(ours, x0)[1], along(unroll, x0)[1]) < 1e-12
+
+
+@pytest.mark.parametrize("inverse", INVERSES)
+def test_second_and_third_derivatives_in_either_mode(inverse):
+    def loss(method, x0):
+        return jnp.sum(jnp.sin(method(rest, x0, 1.0, 4)))
+
+    ours = functools.partial(loss, functools.partial(reversible, inverse=inverse))
+    theirs = functools.partial(loss, unroll)
+    second = jax.jacrev(jax.grad(ours))(np.ones(2))
+    assert off(second, jax.hessian(theirs)(np.ones(2))) < 1e-12
+    third = jax.jacfwd(jax.jacfwd(jax.grad(ours)))(np.ones(2))
+    assert off(third, jax.jacfwd(jax.hessian(theirs))(np.ones(2))) < 1e-12
+
+
+@pytest.mark.parametrize("inverse", INVERSES)
+def test_a_path_may_stand_still_at_the_origin(inverse):
+    def swing(x, b):
+        return x + 0.1 * b * (jnp.sin(x) + x[::-1] ** 2)
+
+    def gradient(method, x0):
+        return jax.grad(lambda x0, b: jnp.sum(jnp.cos(x0) + method(swing, x0, b, 5)), (0, 1))(
+            x0, 1.0
+        )
+
+    ours = functools.partial(reversible, inverse=inverse)
+    for x0 in (np.zeros(2), np.array([0.0, 1e-200])):
+        assert off(gradient(ours, x0), gradient(unroll, x0)) < 1e-12
+
+
 def test_reversed_is_mapped_lane_by_lane():
     x0s = np.stack([X0, -2 * X0, 0.5 * X0])
 

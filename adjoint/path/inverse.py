@@ -1,4 +1,10 @@
-"""One step of an iteration backwards: f(y) = x solved for y, in JAX, to rounding."""
+"""One step of an iteration backwards: f(y, θ) = x solved for y, in JAX, to rounding.
+
+    A ẏ = ẋ − B θ̇        A = ∂f/∂y,  B = ∂f/∂θ  at y
+
+That is the derivative of y whatever loop found it. A loop that has nothing to do, at a point that
+f leaves where it is, would say that ẏ = ẋ.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,22 @@ from ..linearize import DENSE_LIMIT
 __all__ = ["INVERSES"]
 
 _ROUNDS = 50
+
+
+def _implicit(find: Callable) -> Callable:
+    """Return the inverse `find(f, x)` with the derivative of the equation."""
+
+    def inverse(f, x):
+        return lax.custom_root(lambda y: f(y) - x, x, lambda _, start: find(f, start), _solved)
+
+    return inverse
+
+
+def _solved(multiply: Callable, r: Any) -> Any:
+    """Return A⁻¹ r: A is dense below the engine's limit, and above it GMRES multiplies with it."""
+    if r.size <= DENSE_LIMIT:
+        return jnp.linalg.solve(jax.jacfwd(multiply)(r), r)
+    return jax.scipy.sparse.linalg.gmres(multiply, r, tol=1e-10, restart=50, maxiter=20)[0]
 
 
 def _improve(update: Callable, f: Callable, x: Any) -> Any:
@@ -34,23 +56,18 @@ def _improve(update: Callable, f: Callable, x: Any) -> Any:
     return jnp.where(jnp.linalg.norm(r) < last, y, before)
 
 
+@_implicit
 def _fixed_point(f: Callable, x: Any) -> Any:
     """Iterate y ← y + x − f(y), for a step that differs from the identity by a contraction."""
     return _improve(lambda y, r: y + r, f, x)
 
 
+@_implicit
 def _newton(f: Callable, x: Any) -> Any:
-    """Iterate y ← y + t (∂f/∂y)⁻¹ (x − f(y)), t = 1, ½, ¼, … so that the residual shrinks.
-
-    The Jacobian is dense below the engine's limit, and above it GMRES multiplies with it.
-    """
+    """Iterate y ← y + t (∂f/∂y)⁻¹ (x − f(y)), t = 1, ½, ¼, … so that the residual shrinks."""
 
     def update(y, r):
-        if y.size <= DENSE_LIMIT:
-            δ = jnp.linalg.solve(jax.jacfwd(f)(y), r)
-        else:
-            multiply = jax.linearize(f, y)[1]
-            δ, _ = jax.scipy.sparse.linalg.gmres(multiply, r, tol=1e-10, restart=50, maxiter=20)
+        δ = _solved(jax.linearize(f, y)[1], r)
 
         def too_long(t):
             shorter = jnp.linalg.norm(x - f(y + t * δ)) < 0.5 * jnp.linalg.norm(r)

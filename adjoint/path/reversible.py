@@ -149,7 +149,7 @@ class _Path:
         else:
             y = INVERSES[self.inverse](lambda y: self.f(y, moving, fixed), x)
         left = jnp.linalg.norm(self.f(y, moving, fixed) - x)
-        return y, left / (jnp.linalg.norm(x) + jnp.linalg.norm(y))
+        return y, _ratio(left, jnp.linalg.norm(x) + jnp.linalg.norm(y))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -233,7 +233,8 @@ def _inner(a: Sequence[Any], b: Sequence[Any]) -> Any:
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    return a / jnp.where(b > 0, b, 1.0)
+    """Divide; nothing over nothing is zero, something over nothing is inf."""
+    return a / jnp.where(a == 0, 1.0, b)
 
 
 def _over_batch(function: Callable) -> Callable:
