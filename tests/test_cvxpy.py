@@ -3,6 +3,7 @@
 The reference is `problem.solve` at tight tolerances: nothing of backsolve's.
 """
 
+import contextlib
 import functools
 import sys
 import warnings
@@ -704,8 +705,90 @@ def test_what_is_not_dpp_is_refused():
     with pytest.raises(InputError, match="does not even follow the DGP rules"):
         CvxpyLayer(*sparsemax()[:3], gp=True)
     P, y = cp.Parameter((2, 2), PSD=True), cp.Variable(2)
-    with pytest.raises(InputError, match="quad_form may stand in the objective only"):
+    with pytest.raises(InputError, match="quad_form may stand in a term of the objective only"):
         CvxpyLayer(cp.Problem(cp.Minimize(cp.sum(y)), [cp.quad_form(y, P) <= 1]), [P], [y])
+
+
+P1, P2 = np.array([[2.0, 0.5], [0.5, 3.0]]), np.array([[4.0, 0.5], [0.5, 1.0]])
+Q1 = np.array([-1.0, -2.0])
+
+# Of x, P and q: where P is a number of the program, and where cvxpy would factor it.
+TERMS = {
+    "term": lambda x, P, q: cp.quad_form(x, P) + q @ x,
+    "multiple": lambda x, P, q: cp.multiply(2.0, cp.quad_form(x - 1, P)) + q @ x,
+    "sum": lambda x, P, q: cp.sum(cp.hstack([cp.quad_form(x, P), cp.quad_form(x - 1, P), q @ x])),
+    "affine": lambda x, P, q: cp.quad_form(x, P + np.diag([0.5, 0.7])) + q @ x,
+    "beside": lambda x, P, q: cp.quad_form(x, P) + cp.norm(x) + cp.sum(cp.logistic(x)) + q @ x,
+    "fraction": lambda x, P, q: cp.matrix_frac(x, P) + q @ x,
+}
+INSIDE = {
+    "maximum": lambda x, P, q: cp.maximum(cp.quad_form(x, P) + q @ x, -100),
+    "exp": lambda x, P, q: cp.exp(cp.quad_form(x, P) + q @ x),
+    "both": lambda x, P, q: cp.quad_form(x, P) + cp.exp(cp.quad_form(x - 1, P)) + q @ x,
+    "same": lambda x, P, q: cp.quad_form(x, P) + cp.exp(cp.quad_form(x, P)) + q @ x,
+    "square": lambda x, P, q: cp.square(cp.quad_form(x, P)) + q @ x,
+    "norm": lambda x, P, q: cp.norm(cp.hstack([cp.quad_form(x, P), 1])) + q @ x,
+    "huber": lambda x, P, q: cp.huber(cp.quad_form(x, P)) + q @ x,
+}
+
+
+def with_form(form, earlier):
+    """Return a problem with this objective, whose parameters have no values, others, or solved."""
+    x, P, q = cp.Variable(2), cp.Parameter((2, 2), PSD=True, name="P"), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(form(x, P, q)), [x >= -10])
+    if earlier != "none":
+        P.value, q.value = P1, Q1
+    if earlier == "solved":
+        with warnings.catch_warnings():  # not DPP, of which cvxpy warns
+            warnings.simplefilter("ignore")
+            problem.solve("SCS")
+    return problem, [P, q], [x]
+
+
+every_state = pytest.mark.parametrize("earlier", ["none", "values", "solved"])
+
+
+@every_state
+@pytest.mark.parametrize("form", TERMS.values(), ids=TERMS)
+def test_values_of_parameters_do_not_enter_the_program(form, earlier):
+    problem, parameters, variables = with_form(form, earlier)
+    layer = CvxpyLayer(problem, parameters, variables, solver="CLARABEL")
+    (found,) = layer(P2, Q1)
+    slope = jax.grad(lambda t: layer(P2 + t * np.eye(2), Q1)[0] @ Q1)(0.0)
+    for t, expected in ((0.0, found), (1e-3, found), (-1e-3, found)):
+        (reference,) = solved(problem, parameters, [P2 + t * np.eye(2), Q1], variables)
+        assert abs((reference - expected) @ Q1 - t * slope) < 1e-5
+
+
+@every_state
+@pytest.mark.parametrize("form", INSIDE.values(), ids=INSIDE)
+def test_a_quadratic_form_inside_of_an_atom_is_refused(form, earlier):
+    problem, parameters, variables = with_form(form, earlier)
+    with pytest.raises(InputError, match=r"must be DPP, but without values.*sum_squares\(L @ x\)"):
+        CvxpyLayer(problem, parameters, variables)
+
+
+@pytest.mark.parametrize("form", [TERMS["term"], INSIDE["exp"]])
+def test_a_problem_is_left_as_it_was(form):
+    problem, parameters, (x,) = with_form(form, "solved")
+    before = [p.value for p in parameters], vars(problem._cache).copy(), problem.value, x.value
+    with contextlib.suppress(InputError):
+        CvxpyLayer(problem, parameters, [x])
+    after = [p.value for p in parameters], vars(problem._cache), problem.value, x.value
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert one is other
+
+
+def test_a_parameter_with_a_callback_is_a_parameter():
+    a, x = cp.Parameter(), cp.Variable(2)
+    P = cp.CallbackParam(lambda: a.value * P1, (2, 2), PSD=True)
+    form = cp.quad_form(x, P)
+    layer = CvxpyLayer(cp.Problem(cp.Minimize(form + cp.sum(x))), [P], [x])
+    np.testing.assert_allclose(layer(P2)[0], -0.5 * np.linalg.solve(P2, np.ones(2)), atol=1e-9)
+    a.value = 2.0
+    np.testing.assert_array_equal(P.value, 2 * P1)
+    with pytest.raises(InputError, match="must be DPP, but without values"):
+        CvxpyLayer(cp.Problem(cp.Minimize(cp.exp(form))), [P], [x])
 
 
 def test_parameters_and_variables_must_be_the_problems():

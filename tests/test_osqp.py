@@ -355,6 +355,87 @@ def test_what_is_not_given_is_what_the_object_has():
     np.testing.assert_allclose(solve().x, osqp.solve(P, 2 * q, A, l, u).x, rtol=1e-9)
 
 
+def test_the_users_matrices_are_left_alone():
+    m, (P, q, A, l, u) = set_up()
+    other = library.OSQP()
+    P_csc, A_csc = sp.csc_matrix(np.triu(P)), sp.csc_matrix(A)
+    for each in (m, other):
+        each.setup(P_csc, q, A_csc, l, u, verbose=False)
+    solve, others = osqp.from_solver(m), osqp.from_solver(other)
+    given, before = others(), (P_csc.data.copy(), A_csc.data.copy())
+
+    def of(θ):  # the very matrices that the objects were set up with
+        return solve(Px=θ * P_csc.data, Ax=θ * A_csc.data).x
+
+    first = of(2.0)
+    np.testing.assert_allclose(first, osqp.solve(2 * P, q, 2 * A, l, u).x, rtol=1e-8)
+    for _ in range(2):
+        np.testing.assert_allclose(of(2.0), first, rtol=1e-10)
+    for found, expected in zip((P_csc.data, A_csc.data), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(others().x, given.x, rtol=1e-10)
+    assert np.abs(first - given.x).max() > 1e-3
+    m.setup(P_csc, q, A_csc, l, u, verbose=False)  # anew, with the same ones
+    np.testing.assert_allclose(of(2.0), first, rtol=1e-8)
+    np.testing.assert_array_equal(A_csc.data, before[1])
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_what_the_object_is_given_in_between_is_seen(by_index):
+    m, (_, q, A, *_) = set_up()
+    solve = osqp.from_solver(m, polish=False)  # without a polish that would hide old numbers
+    values = sp.csc_matrix(A).data
+    first = solve(q, Ax=values)
+    for _ in range(2):
+        update = {"Ax": 3 * values}
+        m.update(**update, **({"Ax_idx": np.arange(values.size)} if by_index else {}))
+        update["Ax"][:] = values  # the caller's own array, of which OSQP took a copy
+        np.testing.assert_allclose(solve(q, Ax=values).x, first.x, atol=1e-2)
+    m.update(Ax=3 * values)
+    assert np.abs(solve(q).x - first.x).max() > 0.1
+
+
+def refused(m, call):
+    """Return what the object has and finds before and after a call that fails."""
+    kept = {name: np.array(getattr(v, "data", v)) for name, v in m._derivative_cache.items()}
+    x = m.solve(raise_error=False).x
+    with pytest.raises(SolverError, match=r"\[NOT_CONVEX\]"):
+        call()
+    cache = m._derivative_cache
+    assert all(np.array_equal(getattr(cache[k], "data", cache[k]), kept[k]) for k in "PqAlu")
+    return x, m.solve(raise_error=False).x
+
+
+def test_a_refused_call_leaves_the_object_as_it_was():
+    m, (P, q, *_) = set_up()
+    solve = osqp.from_solver(m)
+    solve()
+    concave = sp.csc_matrix(np.triu(-P)).data
+    before, after = refused(m, lambda: solve(q=q + 5.0, Px=concave))
+    np.testing.assert_allclose(after, before, atol=1e-2)
+
+
+def test_what_osqp_wrote_and_refused_is_sent_again(monkeypatch):
+    m, (_, q, A, *_) = set_up()
+    solve = osqp.from_solver(m, polish=False)
+    first, values = solve(q).x, sp.csc_matrix(A).data
+    native, update = m._solver, m._solver.update_data_mat
+
+    class Refusing:  # as OSQP does where the new matrices cannot be factored
+        def __getattr__(self, name):
+            return getattr(native, name)
+
+        def update_data_mat(self, **numbers):
+            update(**numbers)
+            return 1
+
+    monkeypatch.setattr(m, "_solver", Refusing())
+    with pytest.raises(SolverError, match=r"\[NOT_CONVEX\]"):
+        solve(q, Ax=9 * values)
+    monkeypatch.setattr(m, "_solver", native)
+    np.testing.assert_allclose(solve(q, Ax=values).x, first, atol=1e-2)
+
+
 def test_the_pattern_of_an_object_may_not_change():
     m, _ = set_up()
     with pytest.raises(InputError, match=r"Ax has 3 values, but OSQP was set up with 40"):

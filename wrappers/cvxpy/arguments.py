@@ -68,7 +68,7 @@ def _not_dpp(problem: Any, gp: bool) -> str:
     return (
         "Problem must be DPP: products of parameters, or nonlinear functions of them, are not "
         "affine in the parameters; make each a parameter of its own, computed in JAX (a parameter "
-        "as the P of quad_form may stand in the objective only). See "
+        "as the P of quad_form may stand in a term of the objective only). See "
         "https://www.cvxpy.org/tutorial/dpp/index.html"
     )
 

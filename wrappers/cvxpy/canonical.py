@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,23 +54,30 @@ class Canonical:
 
 
 def canonicalize(problem: Any, *, gp: bool, verbose: bool, canon_backend: Any) -> Canonical:
-    """Bring a problem into canonical form.
+    """Bring a problem into canonical form, and leave it as it is.
 
     Raises:
-        InputError: If cvxpy cannot.
+        InputError: If cvxpy cannot, or not without the values of parameters.
     """
     scopes = require("cvxpy.utilities.scopes")
     errors = require("cvxpy.error")
     options = {"gp": gp, "verbose": verbose, "canon_backend": canon_backend}
+    parameters = problem.parameters()
+    # What the user's own solves left in a problem was made with the values of its parameters.
+    problem = require("cvxpy").Problem(problem.objective, problem.constraints)
     # Both solvers take a quadratic objective as it is, so P may hold parameters.
     scope = contextlib.nullcontext() if gp else scopes.quad_form_dpp_scope()
-    with scope, warnings.catch_warnings():
+    with scope, _without_values(parameters), warnings.catch_warnings():
         # cvxpy warns itself, of its own looking at the value of a sparse variable.
         warnings.filterwarnings("ignore", message="(Reading from|Accessing) a sparse CVXPY")
         try:
             found = problem.get_problem_data("SCS", **options)
         except errors.SolverError as error:
             found = _without_constraints(problem, options, error)
+        except (AttributeError, TypeError, ValueError, errors.ParameterError) as error:
+            if not parameters:
+                raise
+            raise InputError(_not_affine(parameters, error)) from error
     canonical, chain, inverse = found
     program = canonical["param_prob"]
     program.reduced_A.cache(True)
@@ -79,6 +87,35 @@ def canonicalize(problem: Any, *, gp: bool, verbose: bool, canon_backend: Any) -
     P, P_map = _quadratic(program, n, k)
     maps = {"P": P_map, "q": AffineMap(program.q.tocsr()[:-1]), "A": A_map, "b": b_map}
     return Canonical(maps, P, A, _cone(program.cone_dims), program, chain, inverse)
+
+
+@contextlib.contextmanager
+def _without_values(parameters: Sequence[Any]) -> Iterator[None]:
+    """Take parameters' values away: what cvxpy computes from them would stay in the program.
+
+    It does so with the P of a `quad_form` under another atom, which follows DPP for all that.
+    """
+    callback = require("cvxpy").CallbackParam
+    kept = [dict(vars(parameter)) for parameter in parameters]
+    try:
+        for parameter in parameters:
+            if isinstance(parameter, callback):
+                parameter._callback = lambda: None
+            parameter.save_value(None)
+        yield
+    finally:
+        for parameter, before in zip(parameters, kept, strict=True):
+            vars(parameter).update(before)
+
+
+def _not_affine(parameters: Sequence[Any], error: Exception) -> str:
+    return (
+        "Problem must be DPP, but without values of the parameters "
+        f"{[p.name() for p in parameters]} cvxpy cannot bring it into canonical form "
+        f"({type(error).__name__}: {error}). A parameter may be the P of a quad_form that is a "
+        "term of the objective, not of one inside of another atom: write sum_squares(L @ x) there, "
+        "with P = Lᵀ L and the parameter L"
+    )
 
 
 def _without_constraints(problem: Any, options: dict[str, Any], error: Exception) -> Any:

@@ -58,10 +58,10 @@ class CvxpyLayer:
         (x,) = layer(A, b)
 
     Signature and call are those of cvxpylayers 1.2 (`from cvxpylayers.jax import CvxpyLayer`).
-    Other than there, a parameter may be the P of a `quad_form` in the objective; the gradient in
-    a symmetric parameter is symmetric, rather than all in its upper triangle; a value that the
-    parameter's attributes forbid is refused, where it is not traced; and to start warm is to hand
-    in an earlier solution.
+    Other than there, a parameter may be the P of a `quad_form` that is a term of the objective; the
+    gradient in a symmetric parameter is symmetric, rather than all in its upper triangle; a value
+    that the parameter's attributes forbid is refused, where it is not traced; and to start warm is
+    to hand in an earlier solution.
 
     Args:
         problem: A `cvxpy.Problem` that follows DPP; under `gp`, one that follows DGP.

@@ -1,7 +1,8 @@
 """A user's own OSQP object, made differentiable.
 
 Quirks: the object keeps what it was set up with in `_derivative_cache`, and nowhere else; its own
-`update` and `setup` change it there, so that is where it is read at every call.
+`update` and `setup` change it there, so that is where it is read at every call. The matrices there
+are the user's own ones, which may be those of another object too, so they are replaced by copies.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class _Handle:
     def __init__(self, osqp: Any):
         self.osqp, self.lock = osqp, threading.RLock()
         self._convex: np.ndarray | None = None  # a P that is known to be
-        held = osqp._derivative_cache
+        self._own: dict[str, Any] = {}  # the matrices that take the place of the user's
+        self._sent: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # their values, and copies
+        held = self._with_copies()
         self._patterns = [(held[name].indices, held[name].indptr) for name in "PA"]
         self.P_pattern, self.P_order = _by_rows(held["P"])
         self.A_pattern, self.A_order = _by_rows(held["A"])
@@ -57,7 +60,7 @@ class _Handle:
         Raises:
             InputError: If it was set up anew with another pattern.
         """
-        held = self.osqp._derivative_cache
+        held = self._with_copies()
         for name, pattern in zip("PA", self._patterns, strict=True):
             if not all(map(np.array_equal, pattern, (held[name].indices, held[name].indptr))):
                 raise InputError(
@@ -66,21 +69,39 @@ class _Handle:
                 )
         return held
 
+    def _with_copies(self) -> dict[str, Any]:
+        held = self.osqp._derivative_cache
+        for name in "PA":
+            if held[name] is not self._own.get(name):  # a `setup` put it there
+                held[name] = self._own[name] = held[name].copy()
+                self._sent = {}
+        return held
+
     def load(self, program: Program, start: Any) -> None:
-        """Update the object in place."""
-        s, held = program.structure, self.held
-        update_vectors(self.osqp, program)
-        P, A = program.P, program.A[s.A_order]
-        if self._convex is None or not np.array_equal(P, self._convex):
+        """Update the object in place, if its numbers are fit for it."""
+        held = self.held
+        values = {"P": program.P, "A": program.A[program.structure.A_order]}
+        if self._convex is None or not np.array_equal(values["P"], self._convex):
             check_convex(program)
-            self._convex = P.copy()
-        if not (np.array_equal(P, held["P"].data) and np.array_equal(A, held["A"].data)):
+            self._convex = values["P"].copy()
+        update_vectors(self.osqp, program)  # first: the matrices are scaled with q
+        if not all(self._has(name, held[name].data, values[name]) for name in "PA"):
+            self._sent = {}  # what OSQP refuses it has written nevertheless
             update_matrices(self.osqp, program)
-            held["P"].data, held["A"].data = P.copy(), A
+            for name in "PA":
+                held[name].data = np.array(values[name])
+                self._sent[name] = held[name].data, np.array(values[name])
         held |= {"q": program.q.copy(), "l": program.l.copy(), "u": program.u.copy()}
         if start is not None:
             x, y = map(np.array, start)
             self.osqp.warm_start(x=x, y=y)
+
+    def _has(self, name: str, held: np.ndarray, values: np.ndarray) -> bool:
+        """Tell whether the object has these values of a matrix: sent, and not updated since."""
+        if name not in self._sent:
+            return False
+        array, sent = self._sent[name]  # `update` puts another in its place, or writes into it
+        return held is array and np.array_equal(held, sent) and np.array_equal(values, sent)
 
 
 def _by_rows(matrix: Any) -> tuple[Pattern, np.ndarray]:
