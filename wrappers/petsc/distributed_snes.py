@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from backsolve.adjoint.jax_compat import NestedFunction
 from backsolve.adjoint.linearize import check_pattern, coloured, detected_pattern
 from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
+from backsolve.adjoint.surroundings import surroundings
 from backsolve.adjoint.trees import Tree
 
 from ..mpi.exchanges import Ghosts, checked_indices, ghosts_of
@@ -181,7 +183,7 @@ def distributed_snes(
                 f"pattern has shape {given.shape}, but there are {x0.size} own equations of "
                 f"{x0.size} own entries and {indices.size} ghosts: {(x0.size, size)}"
             )
-        local = _of_leaves(residual, tree)
+        local = _of_leaves(residual, tree, surroundings(residual))
         if given is not None:
             check_pattern(coloured(given), local, size, tuple(tree.structs()))
         found = given or _detected(local, tree, size, x0.dtype)
@@ -207,8 +209,9 @@ def _check_residual(residual: Any, tree: Tree, size: int, x0: Any) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _of_leaves(residual: Any, tree: Tree) -> Any:
-    """Return the residual as a function of a vector and the leaves of θ."""
+def _of_leaves(residual: Any, tree: Tree, read: tuple[Hashable, ...]) -> Any:
+    """Return the residual as a function of a vector and the leaves of θ, by what it reads too."""
+    del read
 
     def local(x, leaves):
         params, *_ = tree.unflatten(leaves)

@@ -73,6 +73,11 @@ class _WithResidual(_UserSNES):
 
     F: Callable | None = None
 
+    @property
+    def traced(self):
+        """F."""
+        return (self.F,)
+
     def operator_at(self, params, product):
         """Return the user's Jacobian, which is compared with this residual's."""
         del product
