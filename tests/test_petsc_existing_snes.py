@@ -497,6 +497,28 @@ def test_two_forward_solves_before_two_backward_ones(PETSc, close):
     close(first(1.0)[0], EXPECTED, 1e-7)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_the_users_code_is_handed_is_its_own(form, jit, PETSc):
+    app, handed = Application(), []
+
+    def keep(params):
+        app.set(params)
+        handed.extend(params.values())
+
+    def params_vjp(x, params, λ):
+        handed.extend([x, λ, *params.values()])
+        return app.params_vjp(x, params, λ)
+
+    forms = FORMS | {"params_vjp": lambda app: {"params_vjp": params_vjp}}
+    f = petsc.from_snes(configured(PETSc, app), keep, **forms[form](app))
+    gradient = jax.grad(loss(f))
+    jax.block_until_ready((jax.jit(gradient) if jit else gradient)(THETA))
+    assert handed
+    for array in handed:
+        assert array.flags.owndata and array.flags.writeable
+
+
 class ByProducts(Application):
     """The Jacobian is known by its products; PETSc is not told when these change."""
 

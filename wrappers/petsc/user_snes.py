@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution
@@ -85,8 +86,8 @@ class Handle(Owner):
             raise InputError("the SNES that from_snes was given has been destroyed")
 
     def set_params(self, params: Any) -> None:
-        """Hand θ to the user's code."""
-        self._set_params(params)
+        """Hand θ to the user's code, which may keep it: copies, as XLA uses its buffers again."""
+        self._set_params(jax.tree.map(np.array, params))
 
     def residual(self, x: np.ndarray, params: Any) -> np.ndarray:
         """Return F(x, θ) by the user's function."""
