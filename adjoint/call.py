@@ -60,11 +60,16 @@ def call(
     return solution, [solution.status] * k
 
 
-@functools.lru_cache(maxsize=16)
 def probe(n: int, group: Group) -> np.ndarray:
-    """Return a random vector of length one."""
-    z = np.random.default_rng((n, group.rank)).standard_normal(n)
+    """Return a random vector of length one; collective."""
+    z = _random(n, group.rank)
     return z / group.norm(z)
+
+
+@functools.lru_cache(maxsize=16)
+def _random(n: int, rank: int) -> np.ndarray:
+    # Without its length: what one process has kept, others may have not.
+    return np.random.default_rng((n, rank)).standard_normal(n)
 
 
 def _column_by_column(

@@ -18,7 +18,6 @@ from .call import checked, probe
 from .condition import inverse_norm
 from .contract import Solver
 from .group import ALONE
-from .norms import frobenius_norm
 from .operators import Operator
 from .policy import Policy
 from .status import Status
@@ -117,8 +116,7 @@ def by_correction(
     looked_at = next((defect for defect in linear if defect is not None), None)
     if looked_at is not None and not entry.probed:
         entry.probed = True
-        small = operator.group is ALONE and operator.n <= _PROBED
-        if small and solver.capabilities.probed:
+        if _unknowns(operator) <= _PROBED and solver.capabilities.probed:
             bound = max(bound, _by_probe(solver, operator, entry, transposed=looked_at.transposed))
     bound = max(bound, entry.probe or 0.0)
     look = _Look(policy, solver, operator, entry, bound)
@@ -127,13 +125,22 @@ def by_correction(
     return Conditioning(look.bound, "bound", *measured)
 
 
+def _unknowns(operator: Operator) -> float:
+    """Return how many unknowns all processes have; too many where they are on a device."""
+    group = operator.group
+    if not (group is ALONE or group.collective):
+        return math.inf
+    return group.sum(np.array([operator.n - group.carried])).item()
+
+
 def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: bool) -> float:
     """Return the lower bound from one random right-hand side z.
 
     An iterate meets its tolerance without a direction that b hides, and so does a correction, made
     from what is left over of b. In z directions are of size 1/√n, and hardly one below _SEEN of it.
     """
-    z, enough = probe(operator.n, operator.group), _SEEN * operator.n**-0.5
+    group, enough = operator.group, _SEEN * max(_unknowns(operator), 1) ** -0.5
+    z = probe(operator.n - group.carried, group)
     J, w, left = operator.host(entry.operands), np.zeros_like(z), z
     for k in range(_ROUNDS):
         # Tighter each time: MINRES stops by the backward error, and others by a preconditioned one.
@@ -143,9 +150,9 @@ def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: b
             break
         w = w + more
         left = z - operator.apply(entry.operands, w, transposed=transposed)
-        size = frobenius_norm(left)
+        size = group.norm(left)
         if size <= enough:
-            return entry.norm * frobenius_norm(w)  # type: ignore[operator]
+            return entry.norm * group.norm(w)  # type: ignore[operator]
         if not math.isfinite(size):
             break
     return math.inf

@@ -183,8 +183,9 @@ def test_the_others_stop_when_a_rank_raises():
     assert "rank 1 ended (ValueError: no more) while others are in a call" in err
 
 
-def test_the_others_stop_when_a_rank_has_ended():
-    err = astray(rank_that_ends, within=60)
+@pytest.mark.parametrize("environment", [{}, {"BACKSOLVE_MPI_TIMEOUT": "100"}])
+def test_the_others_stop_when_a_rank_has_ended(environment):
+    err = astray(rank_that_ends, within=60, **environment)
     assert "SolverError: rank 1 ended while others are in a call" in err
 
 

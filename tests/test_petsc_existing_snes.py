@@ -499,6 +499,69 @@ def test_two_forward_solves_before_two_backward_ones(PETSc, close):
     close(first(1.0)[0], EXPECTED, 1e-7)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_the_users_code_is_handed_is_its_own(form, jit, PETSc):
+    app, handed = Application(), []
+
+    def keep(params):
+        app.set(params)
+        handed.extend(params.values())
+
+    def params_vjp(x, params, λ):
+        handed.extend([x, λ, *params.values()])
+        return app.params_vjp(x, params, λ)
+
+    forms = FORMS | {"params_vjp": lambda app: {"params_vjp": params_vjp}}
+    f = petsc.from_snes(configured(PETSc, app), keep, **forms[form](app))
+    gradient = jax.grad(loss(f))
+    jax.block_until_ready((jax.jit(gradient) if jit else gradient)(THETA))
+    assert handed
+    for array in handed:
+        assert array.flags.owndata and array.flags.writeable
+
+
+class ByProducts(Application):
+    """The Jacobian is known by its products; PETSc is not told when these change."""
+
+    x = np.zeros(N)
+
+    def jacobian(self, snes, X, J, P):
+        self.x = X.array_r.copy()
+
+    def matrix(self):
+        return DENSE - np.diag(H2 * self.rate[REGION] * np.exp(self.x))
+
+    def mult(self, J, X, Y):
+        Y.array = self.matrix() @ X.array_r
+
+    def multTranspose(self, J, X, Y):
+        Y.array = self.matrix().T @ X.array_r
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_that_change_unnoticed_by_petsc_are_not_used(form, PETSc, close):
+    app = ByProducts()
+    snes = configured(PETSc, app)
+    J = PETSc.Mat().createPython((N, N), context=app, comm=PETSc.COMM_SELF)
+    J.setUp()
+    snes.setJacobian(app.jacobian, J, J)
+    snes.getKSP().setType("gmres")
+    snes.getKSP().getPC().setType("none")
+    snes.getKSP().setTolerances(rtol=1e-12)
+    f = petsc.from_snes(snes, app.set, **FORMS[form](app))
+    other = {**THETA, "rate": THETA["rate"][::-1].copy()}
+    _, pullback = jax.vjp(loss(f), THETA)
+    for between in (
+        lambda: None,
+        lambda: f(other).block_until_ready(),
+        lambda: users_solve(PETSc, app, snes, other),
+        lambda: app.set(other),
+    ):
+        between()
+        close(pullback(1.0)[0], EXPECTED, 1e-7)
+
+
 def test_the_guess_is_used_and_not_differentiated(PETSc, close):
     f = function(PETSc, "params_vjp", options={"snes_atol": 1e-11})
     with backsolve.record() as log:

@@ -19,7 +19,9 @@ from backsolve import (
     UntrustedGradientWarning,
     petsc,
 )
+from backsolve.adjoint.operators import Operator
 from backsolve.wrappers.petsc.ksp import KSP
+from backsolve.wrappers.petsc.started import _FromGuess
 
 
 def convection_diffusion(m, seed=0):
@@ -585,17 +587,29 @@ def test_gradients_flow_into_what_a_function_closes_over():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9), a, b)
 
 
+def looped(v):
+    """Multiply in a loop, which JAX cannot transpose."""
+    return jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, product(v)), (0, v))[1]
+
+
 @anyhow
 @pytest.mark.parametrize("pc", ["none", "ilu"])
-def test_a_wrong_vecmat_is_found_out(wrap, pc):
+@pytest.mark.parametrize("A", [product, looped])
+@pytest.mark.parametrize("x0", [None, GUESS], ids=["from zero", "from a guess"])
+def test_a_wrong_vecmat_is_found_out(wrap, pc, A, x0):
     keywords = {} if pc == "none" else {"pmat": MATRIX}
 
     def f(b):
-        return petsc.ksp(product, b, {**FREE, "pc_type": pc}, vecmat=product, **keywords).sum()
+        return petsc.ksp(A, b, {**FREE, "pc_type": pc}, x0, vecmat=A, **keywords).sum()
 
     flagged = (UntrustedGradientWarning, BacksolveError, jax.errors.JaxRuntimeError)
     with pytest.raises(flagged, match=r"untrusted|vecmat"):
         jax.block_until_ready(wrap(jax.grad(f))(B))
+
+
+def test_a_matrix_with_a_guess_answers_whatever_a_matrix_is_asked():
+    asked = {name for name in vars(Operator) | Operator.__annotations__ if name[0] != "_"}
+    assert asked and asked <= vars(_FromGuess).keys()
 
 
 # --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import backsolve
 from backsolve import Solution, Solver, Status
@@ -92,20 +93,56 @@ def test_an_attribute_of_the_object_changes(way):
         np.testing.assert_allclose(way(F, x, t), 1 / (12 * k) * ONES, rtol=1e-9)
 
 
-def test_petsc_solves_and_differentiates_what_the_residual_is_now():
+def alone():
+    """Return how an own part is solved on the ranks of a communicator of one."""
+    MPI = pytest.importorskip("mpi4py.MPI")
+    return {"comm": MPI.COMM_SELF, "pattern": sp.csr_array(np.eye(2))}
+
+
+@pytest.mark.parametrize("on", [dict, alone])
+def test_petsc_solves_and_differentiates_what_the_residual_is_now(on):
     pytest.importorskip("petsc4py")
-    model = Model(1.0)
+    model, keywords = Model(1.0), on()
 
     def F(x, t):
         return x**3 - model.k * t
 
     def value(t):
-        return jnp.sum(backsolve.petsc.snes(F, jnp.ones(2), t))
+        x = backsolve.petsc.snes(F, jnp.ones(2), t, **keywords)
+        return jnp.sum(x[0] if keywords else x)
 
     for k in (1.0, 8.0):
         model.k = k
         x, slope = jax.value_and_grad(value)(jnp.ones(2))
         assert abs(x - 2 * np.cbrt(k)) < 1e-6
+        np.testing.assert_allclose(slope, np.cbrt(k) / 3, rtol=1e-5)
+
+
+def test_the_residual_beside_a_snes_is_what_it_is_now():
+    PETSc = pytest.importorskip("petsc4py.PETSc")
+    model = Model(1.0)
+
+    def residual(snes, X, F):
+        F.array = X.array_r**3 - model.k * model.t
+
+    def jacobian(snes, X, J, P):
+        P.getDenseArray()[...] = np.diag(3 * X.array_r**2)
+        P.assemble()
+
+    snes = PETSc.SNES().create(PETSc.COMM_SELF)
+    snes.setFunction(residual, PETSc.Vec().createSeq(2, comm=PETSc.COMM_SELF))
+    J = PETSc.Mat().createDense((2, 2), comm=PETSc.COMM_SELF).setUp()
+    snes.setJacobian(jacobian, J, J)
+    snes.setTolerances(rtol=1e-12)
+    f = backsolve.petsc.from_snes(
+        snes,
+        lambda t: setattr(model, "t", np.array(t)),
+        residual=lambda x, t: x**3 - model.k * t,
+        x0=ONES,
+    )
+    for k in (1.0, 8.0):
+        model.k = k
+        slope = jax.grad(lambda t: jnp.sum(f(t)))(jnp.ones(2))
         np.testing.assert_allclose(slope, np.cbrt(k) / 3, rtol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Gradients of solves that are spread over ranks are those of the serial solve."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,33 @@ def test_the_adjoint_is_judged_alike_on_all_ranks(spread):
     assert [direction for direction, *_ in seen] == ["primal", "adjoint"]
     assert log.trusted
     assert all(other == seen for other in spread.comm.allgather(seen))
+
+
+def test_a_direction_that_is_hidden_from_the_solver_is_not_trusted(comm):
+    n = 40
+    Q = np.linalg.qr(np.random.default_rng(3).standard_normal((n, n)))[0]
+    σ = np.linspace(1, 2, n)
+    σ[0] = 1e-12
+    spread = Spread(comm, sp.csr_array((Q * σ) @ Q.T), np.arange(comm.size + 1) * n // comm.size)
+    x_bar = Q @ np.r_[1e-12, np.ones(n - 1)]
+    solve = functools.partial(spread.solve, options={"pc_type": "none", "ksp_rtol": 1e-9})
+    with backsolve.policy(on_untrusted="ignore"), backsolve.record() as log:
+        _, pullback = jax.vjp(lambda b: solve(spread.data, b)[0], jnp.asarray(x_bar[spread.rows]))
+        λ = log.wait(pullback(jnp.asarray(x_bar[spread.rows]))[0])
+    truth = Q @ ((Q.T @ x_bar) / σ)
+    assert np.linalg.norm(spread.whole(λ) - truth) > 1e-2 * np.linalg.norm(truth)
+    assert comm.allgather(log[-1].trusted) == [False] * comm.size
+
+
+def test_ranks_of_equal_parts_in_one_system_and_not_in_another(comm, near):
+    for other in (5, 9, 5, 7):
+        n = 6 + other * (comm.size - 1)  # the first rank has the same number of rows every time
+        cuts = np.r_[0, 6 + other * np.arange(comm.size)]
+        A = sp.diags_array([-1.5, 4.0, -0.5], offsets=[-1, 0, 1], shape=(n, n))
+        spread = Spread(comm, sp.csr_array(A), cuts)
+        gradient = jax.grad(spread.loss(), (0, 1))(spread.data, spread.b_own)
+        for own, whole in zip(gradient, spread.serial()[2:], strict=True):
+            near(spread.whole(own), whole)
 
 
 def test_single_precision_is_rounded_at_the_ends_only(spread, near):

@@ -143,6 +143,25 @@ def test_a_batch_and_a_misfit_on_one_rank(flow, near):
     assert not flow.spread.whole(gradient[1]).any()
 
 
+SOURCE = 0.0
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_what_the_residual_reads_may_change(flow, near, everywhere, monkeypatch):
+    changed = everywhere or flow.comm.rank == flow.comm.size - 1
+
+    def residual(x, params):
+        return flow.residual(x, params) - SOURCE
+
+    for source in (0.0, 1.0 * changed):
+        monkeypatch.setitem(globals(), "SOURCE", source)
+        x, _ = petsc.snes(
+            residual, flow.x0, θ | {"f": flow.f}, KRYLOV, comm=flow.comm, ghosts=flow.ghosts
+        )
+        f = flow.spread.whole(flow.f + source)
+        near(flow.spread.whole(x), newton(θ | {"f": jnp.asarray(f)})[0])
+
+
 def test_the_second_derivative_along_a_line(flow, near):
     def along(s):
         params = θ | {"reaction": θ["reaction"] + s, "f": flow.f * (1 + s)}

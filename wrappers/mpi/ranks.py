@@ -83,23 +83,27 @@ class Ranks(Group):
 
     def meet(self, call: str) -> None:
         """Wait for the others, and see that they are in the same call."""
-        if self.timeout is not None and self.rank:
-            if self._arrival is not None:
-                self._arrival.wait()
-            self._arrival = self.comm.isend(self.rank, dest=0, tag=_ARRIVED)
         request, seen = self._announced(call)
         self._wait(request, call)
-        if self.timeout is not None and self.rank == 0:
-            for rank in range(1, self.size):
-                self.comm.recv(source=rank, tag=_ARRIVED)
+        self._hear()
         if seen[0] != -seen[1]:
             raise _differ(self.comm.allgather((call, "")))
 
     def _announced(self, call: str) -> tuple[Any, np.ndarray]:
         """Begin a meeting: return its request, and opposite numbers if all say the same."""
+        if self.timeout is not None and self.rank:
+            if self._arrival is not None:
+                self._arrival.wait()
+            self._arrival = self.comm.isend(self.rank, dest=0, tag=_ARRIVED)
         digest = int.from_bytes(hashlib.blake2b(call.encode(), digest_size=7).digest(), "little")
         seen = np.array([digest, -digest])
         return self.comm.Iallreduce(self._MPI.IN_PLACE, seen, self._MPI.MAX), seen
+
+    def _hear(self) -> None:
+        """Take the words of the others, who have all come, be it to the end of the program."""
+        if self.timeout is not None and self.rank == 0:
+            for rank in range(1, self.size):
+                self.comm.recv(source=rank, tag=_ARRIVED)
 
     def _leave(self, call: str, error: BaseException | None) -> None:
         failed = np.array([error is not None, error is None], np.int8)  # some failed, some did not
@@ -147,6 +151,7 @@ class Ranks(Group):
             request, seen = self._announced(_END)
             while not request.Test():
                 yield False
+            self._hear()
             if seen[0] == -seen[1]:
                 return
             self.comm.allgather((_END, note))  # what they raise, see `_differ`

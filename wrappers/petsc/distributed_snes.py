@@ -210,9 +210,9 @@ def _check_residual(residual: Any, tree: Tree, size: int, x0: Any) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _of_leaves(residual: Any, tree: Tree, around: tuple[Hashable, ...]) -> Any:
-    """Return the residual as a function of a vector and the leaves of θ."""
-    del around
+def _of_leaves(residual: Any, tree: Tree, read: tuple[Hashable, ...]) -> Any:
+    """Return the residual as a function of a vector and the leaves of θ, by what it reads too."""
+    del read
 
     def local(x, leaves):
         params, *_ = tree.unflatten(leaves)

@@ -73,6 +73,11 @@ class _WithResidual(_UserSNES):
 
     F: Callable | None = None
 
+    @property
+    def traced(self):
+        """F."""
+        return (self.F,)
+
     def operator_at(self, params, product):
         """Return the user's Jacobian, which is compared with this residual's."""
         del product
@@ -138,7 +143,7 @@ class _WithCallbacks(_UserSNES):
             return tree.unflatten(self._differences(x, leaves, tree, λ)), np.zeros_like(x0)
         with entered():
             self.handle.set_params(θ)
-            product = self.vjp(np.array(x), θ, np.array(λ))
+            product = self.vjp(np.array(x), jax.tree.map(np.array, θ), np.array(λ))
         products = [np.asarray(p, np.float64) for p in jax.tree.leaves(product)]
         if [p.shape for p in products] != [a.shape for a in leaves]:
             raise InputError(

@@ -104,6 +104,10 @@ class _FromGuess(Operator):
         """Return the norm of A."""
         return self.inner.norm(operands[:-1])
 
+    def asymmetry(self, operands):
+        """Return that of A."""
+        return self.inner.asymmetry(operands[:-1])
+
     def prepare(self, operands):
         """Compile the products of A."""
         self.inner.prepare(operands[:-1])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from backsolve.adjoint.contract import Capabilities, Solution
@@ -42,6 +43,8 @@ _JACOBIAN_TOL = 1e-5
 # Of two forms of one residual, as a whole and in each row; in single precision, and with rows in
 # units of their own, too.
 _RESIDUAL_TOL, _ROW_TOL = 1e-4, 1e-2
+# Types of matrices that hold all of their values.
+_STORED = ("seqaij", "seqbaij", "seqsbaij", "seqdense")
 STEP = 6e-6  # of central differences: the cube root of the rounding unit
 
 
@@ -86,8 +89,8 @@ class Handle(Owner):
             raise InputError("the SNES that from_snes was given has been destroyed")
 
     def set_params(self, params: Any) -> None:
-        """Hand θ to the user's code."""
-        self._set_params(params)
+        """Hand θ to the user's code, which may keep it: copies, as XLA uses its buffers again."""
+        self._set_params(jax.tree.map(np.array, params))
 
     def residual(self, x: np.ndarray, params: Any) -> np.ndarray:
         """Return F(x, θ) by the user's function."""
@@ -237,6 +240,8 @@ class _JacobianWorkspace(UserWorkspace):
 
     def __init__(self, PETSc: Any, handle: Handle, adjoint_options: Any):
         self._handle = handle
+        self._v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
+        self._Jv: np.ndarray | None = None
         A, P = handle.snes.getJacobian()[:2]
         if A.getType() == "mffd":  # -snes_mf_operator: P is the Jacobian, if it passes the check
             A = P
@@ -251,13 +256,32 @@ class _JacobianWorkspace(UserWorkspace):
                 "transpose: use -snes_mf_operator with a Jacobian, or petsc.snes"
             )
 
+    def holds(self, J):
+        """Tell whether the Jacobian at this point is loaded."""
+        return super().holds(J) and self._multiplies_as_loaded()
+
+    def _multiplies_as_loaded(self) -> bool:
+        # PETSc counts the changes of values that it stores. What a user's code multiplies by may
+        # be that of another point by now, or follow θ, and nothing else tells.
+        if self.A.getType().startswith(_STORED):
+            return True
+        try:
+            return self._Jv is not None and np.array_equal(self._product(), self._Jv)
+        except self.PETSc.Error:  # which is met again when it is loaded
+            return False
+
+    def _product(self) -> np.ndarray:
+        v, Jv = self.A.createVecs()  # not our own, which an error would leave locked
+        v.setArray(self._v)
+        self.A.mult(v, Jv)
+        return np.array(Jv.getArray(readonly=True))
+
     def replace(self, J):
         """Compute the Jacobian, and compare it with differences of the residual."""
         handle, snes = self._handle, self._handle.snes
         J.check_residual()
         handle.set_params(J.params)
-        v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
-        truth = handle.along(J.x, v)
+        truth = handle.along(J.x, self._v)
         self._x.setArray(J.x)
         given, P = snes.getJacobian()[:2]
         iterations = snes.getIterationNumber()
@@ -268,10 +292,8 @@ class _JacobianWorkspace(UserWorkspace):
         self.ksp.getPC().setReusePreconditioner(False)  # whatever -snes_lag_preconditioner left
         if not self.A.assembled:
             self.A.assemble()
-        self._b.setArray(v)
-        self.A.mult(self._b, self._x)
-        Jv = self._x.getArray(readonly=True)
-        off = ratio(frobenius_norm(Jv - truth), frobenius_norm(truth))
+        self._Jv = self._product()
+        off = ratio(frobenius_norm(self._Jv - truth), frobenius_norm(truth))
         if not off <= _JACOBIAN_TOL:
             raise _WrongJacobian(f"J v differs from differences of the residual by {off:.1e}")
 
