@@ -55,10 +55,13 @@ def _margins(point: Point, active: np.ndarray) -> np.ndarray:
 def _off(point: Point, active: np.ndarray) -> float:
     """Return the largest residual beside the largest terms that should have balanced."""
     # Refinement makes the largest entries of a defect small, not each beside its own terms.
-    n, F = point.x.size, np.abs(point.F)
+    n, F, program, z = point.x.size, np.abs(point.F), point.program, point.z
+    stationarity = F[:n].max(initial=0.0) / point.pull.max(initial=1e-300)
     slack = F[n:][active].max(initial=0.0) / point.slack_scale[active].max(initial=1e-300)
-    pull = np.where(active, 0.0, F[n:] * point.influence).max(initial=0.0)
-    return float(max(F[:n].max(initial=0.0) / point.pull.max(initial=1e-300), slack, pull))
+    pull = np.where(active, 0.0, F[n:] * point.influence)
+    violation = np.maximum(program.l - z, z - program.u) / point.slack_scale
+    inactive = np.maximum(pull, np.where(active, 0.0, violation)).max(initial=0.0)
+    return float(max(stationarity, slack, inactive))
 
 
 def _plural(count: int, noun: str) -> str:
