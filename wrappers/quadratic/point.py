@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backsolve.adjoint.cached import cached_property
+from backsolve.adjoint.verdict import EPS
 
 from .program import UNBOUNDED, Program
 
@@ -94,6 +95,13 @@ class Point:
         return terms[:n] + np.abs(self.program.q), terms[n:]
 
     @cached_property
+    def _bound(self) -> np.ndarray:
+        """The size of the bound that is nearer, if there is one."""
+        l, u, z = self.program.l, self.program.u, self.z
+        bound = np.abs(np.where(z - l < u - z, l, u))
+        return np.where(bound < UNBOUNDED, bound, 0.0)
+
+    @cached_property
     def pull(self) -> np.ndarray:
         """The size of stationarity, `(n,)`."""
         pull = self._magnitudes[0]
@@ -102,9 +110,8 @@ class Point:
     @cached_property
     def slack_scale(self) -> np.ndarray:
         """The size of slacks, `(m,)`: of A x and the bound that is nearer."""
-        l, u, z, terms = self.program.l, self.program.u, self.z, self._magnitudes[1]
-        bound = np.abs(np.where(z - l < u - z, l, u))
-        scale = np.maximum(terms, np.where(bound < UNBOUNDED, bound, 0.0))
+        terms = self._magnitudes[1]
+        scale = np.maximum(terms, self._bound)
         # Rows of A as if the largest entry of each were one.
         rows = self.program.row_norms
         length = float((terms / np.where(rows > 0, rows, 1.0)).max(initial=0.0))
@@ -113,6 +120,12 @@ class Point:
             length = self.program.length
         scale = np.maximum(scale, _FLOOR * length * rows)
         return np.where(scale > 0, scale, 1.0)
+
+    @property
+    def rounding(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far stationarity, and slacks, may be rounded."""
+        pull, slack = self._magnitudes
+        return EPS * pull, EPS * (slack + self._bound)
 
     @cached_property
     def influence(self) -> np.ndarray:
