@@ -78,7 +78,20 @@ class Point:
     def scales(self) -> tuple[np.ndarray, np.ndarray]:
         """The size of stationarity, and of slacks."""
         pull, slack = self._terms
-        return _floored(pull), _floored(slack)
+        # Of a fit without residuals all of pull is rounding, that of the equations of residuals.
+        least = self.program.magnitude(np.concatenate([self._lengths, np.zeros_like(slack)]))
+        largest = float(max(pull.max(initial=0.0), least[: pull.size].max(initial=0.0)))
+        return _floored(pull, largest), _floored(slack, float(slack.max(initial=0.0)))
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """The size of x, and of what makes it up in equations: of |A| |x| / |A[i, j]|."""
+        s, count = self.program.structure, self.program.cone.z
+        slack, lengths = self._terms[1], np.abs(self.x)
+        entries = np.flatnonzero((s.A_rows < count) & (self.program.A != 0))
+        sizes = slack[s.A_rows[entries]] / np.abs(self.program.A[entries])
+        np.maximum.at(lengths, s.A_columns[entries], sizes)
+        return lengths
 
     @property
     def rounding(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +119,5 @@ class Point:
         )
 
 
-def _floored(size: np.ndarray) -> np.ndarray:
-    largest = float(size.max(initial=0.0))
+def _floored(size: np.ndarray, largest: float) -> np.ndarray:
     return np.maximum(size, _FLOOR * largest or 1.0)
