@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from backsolve.adjoint.cached import cached_property
+from backsolve.adjoint.verdict import EPS
 
 from .program import Program
 from .projection import Projection, project
 
 __all__ = ["Point"]
 
-_NOTHING = 1e-14  # what is left of zeros
 _FLOOR = 1e-4  # share of the largest term that all count for
 
 
@@ -66,13 +66,44 @@ class Point:
     # small beside the largest terms only, so that the others count for a share of these.
 
     @cached_property
-    def scales(self) -> tuple[np.ndarray, np.ndarray]:
-        """|P| |x| + |A|ᵀ |y| + |c|, the size of stationarity; |A| |x| + |s| + |b|, of slacks."""
+    def _terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """|P| |x| + |A|ᵀ |y| + |c| and |A| |x| + |s| + |b|."""
         n = self.x.size
         terms = self.program.magnitude(np.abs(np.concatenate([self.x, self.y])))
-        pull = terms[:n] + np.abs(self.program.c)
-        slack = terms[n:] + np.abs(self.s) + np.abs(self.program.b)
-        return _floored(pull), _floored(slack)
+        return terms[:n] + np.abs(self.program.c), terms[n:] + np.abs(self.s) + np.abs(
+            self.program.b
+        )
+
+    @cached_property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """The size of stationarity, and of slacks."""
+        pull, slack = self._terms
+        # Of a fit without residuals all of pull is rounding, that of the equations of residuals.
+        least = self.program.magnitude(np.concatenate([self._lengths, np.zeros_like(slack)]))
+        largest = float(max(pull.max(initial=0.0), least[: pull.size].max(initial=0.0)))
+        return _floored(pull, largest), _floored(slack, float(slack.max(initial=0.0)))
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """The size of x, and of what makes it up in equations: of |A| |x| / |A[i, j]|."""
+        s, count = self.program.structure, self.program.cone.z
+        slack, lengths = self._terms[1], np.abs(self.x)
+        entries = np.flatnonzero((s.A_rows < count) & (self.program.A != 0))
+        sizes = slack[s.A_rows[entries]] / np.abs(self.program.A[entries])
+        np.maximum.at(lengths, s.A_columns[entries], sizes)
+        return lengths
+
+    @property
+    def rounding(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far F may be rounded."""
+        pull, slack = self._terms
+        return EPS * pull, EPS * slack
+
+    @property
+    def errors(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far F may be off: what is left over of it, or rounding."""
+        F1, F2 = (np.maximum(np.abs(F), δ) for F, δ in zip(self.F, self.rounding, strict=True))
+        return F1, F2
 
     @cached_property
     def influence(self) -> np.ndarray:
@@ -87,12 +118,6 @@ class Point:
             for F, size in zip(self.F, self.scales, strict=True)
         )
 
-    @property
-    def noise(self) -> float:
-        """How much of y and s, beside their scales, may be what is left over of F."""
-        return self.off / _FLOOR
 
-
-def _floored(size: np.ndarray) -> np.ndarray:
-    largest = float(size.max(initial=0.0))
-    return np.maximum(size, _FLOOR * largest if largest > _NOTHING else 1.0)
+def _floored(size: np.ndarray, largest: float) -> np.ndarray:
+    return np.maximum(size, _FLOOR * largest or 1.0)

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..quasidefinite.regularity import Regularity, null_of
+from backsolve.adjoint.verdict import EPS
+
+from ..quasidefinite.regularity import SAFE, Null, Regularity, moved, null_of, random
 from .kkt import System
 from .point import Point
 
@@ -26,9 +28,12 @@ _SHIFTING = "y is not unique: the derivatives of y, and those in A and b, may no
 
 def regularity_of(point: Point, K: System) -> Regularity:
     """Examine a point, with the K of its projection."""
-    margins = np.concatenate(list(_margins(point)))
     null = null_of(K, point.x.size)
-    found = margins, point.off, point.noise, "x, y and s", _not_strict
+    margins, noise = (
+        np.concatenate(parts)
+        for parts in zip(*_margins(point, *_moves(point, K, null)), strict=True)
+    )
+    found = margins, point.off, noise, "x, y and s", _not_strict
     if null is None:
         return Regularity(*found)
     ambiguity = "x is not unique" if null.moves_x else _SHIFTING
@@ -39,45 +44,80 @@ def _not_strict(count: int) -> str:
     return f"complementarity is not strict in {count} place" + "s" * (count > 1)
 
 
-def _margins(point: Point) -> Iterator[np.ndarray]:
-    """Yield distances from kinks, those of y relative to its influence, those of s to its scale."""
+def _margins(point: Point, ẏ: np.ndarray, ṡ: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield distances from kinks, and how far they move with y and s.
+
+    Those of y are relative to its influence, those of s to its scale.
+    """
     blocks, projection = point.program.blocks, point.projection
     influence, size = point.influence, point.scales[1]
-    yield np.maximum(point.y * influence, point.s / size)[blocks.nonnegative]
+    each = np.maximum(point.y * influence, point.s / size)
+    noise = np.where(point.z > 0, ẏ * influence, ṡ / size)
+    yield each[blocks.nonnegative], noise[blocks.nonnegative]
     if blocks.box is not None:
-        yield _box_margins(point)
+        moves = (ẏ * influence + ṡ / size)[blocks.box_rows]
+        moves[0] = moves.sum()
+        yield _box_margins(point), moves
 
-    def spectral(λ: np.ndarray, influence: np.ndarray, size: np.ndarray) -> np.ndarray:
-        return np.where(λ > 0, λ * influence, -λ / size)
+    def spectral(λ, influence, size, ẏ, ṡ):
+        margins = np.where(λ > 0, λ * influence, -λ / size)
+        return margins.ravel(), np.where(λ > 0, ẏ * influence, ṡ / size).ravel()
 
     if blocks.q_rows.size:
         x, starts = point.z[blocks.q_rows], blocks.q_starts
         t, x[starts] = x[starts], 0.0
         r = np.sqrt(np.add.reduceat(x * x, starts))
         scales = (np.maximum.reduceat(a[blocks.q_rows], starts) for a in (influence, size))
-        yield spectral(np.stack([t + r, t - r]), *scales).ravel()
+        moves = (np.sqrt(np.add.reduceat(a[blocks.q_rows] ** 2, starts)) for a in (ẏ, ṡ))
+        yield spectral(np.stack([t + r, t - r]), *scales, *moves)
     for triangles, w in zip(blocks.triangles, projection.eigenvalues, strict=True):
         scales = (a[triangles.rows].max(axis=1, keepdims=True) for a in (influence, size))
-        yield spectral(w, *scales).ravel()
+        moves = (_norms(a[triangles.rows])[:, None] for a in (ẏ, ṡ))
+        yield spectral(w, *scales, *moves)
     for rows in (blocks.exponential, blocks.power):
         if rows.size:
+            influences, sizes = influence[rows].max(axis=1), size[rows].max(axis=1)
             y, s = (np.abs(a[rows]).max(axis=1) for a in (point.y, point.s))
-            y, s = y * influence[rows].max(axis=1), s / size[rows].max(axis=1)
+            y, s = y * influences, s / sizes
             whole = np.maximum(np.abs(point.z[rows]).max(axis=1), 1e-300)
-            flat = projection.depth[rows[:, 0]]
-            yield np.where(flat > 0, np.maximum(y, s) * flat / whole, np.minimum(y, s))
+            flat, large = projection.depth[rows[:, 0]], np.maximum(y, s)
+            yield (
+                np.where(flat > 0, large * flat / whole, np.minimum(y, s)),
+                np.where(
+                    flat > 0,
+                    large * _norms((ẏ + ṡ)[rows]) / whole,
+                    np.where(y < s, _norms(ẏ[rows]) * influences, _norms(ṡ[rows]) / sizes),
+                ),
+            )
     if blocks.power.size:
-        yield _steepness_margins(point)
+        yield _steepness_margins(point, ẏ, ṡ)
 
 
-def _steepness_margins(point: Point) -> np.ndarray:
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt((rows**2).sum(axis=1))
+
+
+def _moves(point: Point, K: System, null: Null | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how much y and s may be off."""
+    n, m = point.x.size, point.z.size
+    ρ = random(n + m) * np.concatenate(point.errors)
+    y, s = np.zeros(m), np.zeros(m)
+    sides = [K.right_hand_side(r[:n], r[n:]) for r in ρ]
+    for r, d in zip(ρ, moved(K, sides, null), strict=True):
+        x, g = K.direction(d)
+        slack = r[n:] - point.program.product(np.concatenate([x, np.zeros(m)]))[n:]
+        y, s = np.maximum(y, np.abs(g)), np.maximum(s, np.abs(slack))
+    return SAFE * (y + EPS * np.abs(point.y)), SAFE * (s + point.rounding[1])
+
+
+def _steepness_margins(point: Point, ẏ: np.ndarray, ṡ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how far power cones are from z = 0, where y or s is infinitely steep in the other."""
     blocks = point.program.blocks
     curved = point.projection.depth[blocks.power[:, 0]] == 0
     z = blocks.power[curved & (np.abs(blocks.α) != 0.5), 2]  # that one is a quadric
-    return np.minimum(
-        np.abs(point.y[z]) * point.influence[z], np.abs(point.s[z]) / point.scales[1][z]
-    )
+    influence, size = point.influence[z], point.scales[1][z]
+    y, s = np.abs(point.y[z]) * influence, np.abs(point.s[z]) / size
+    return np.minimum(y, s), np.where(y < s, ẏ[z] * influence, ṡ[z] / size)
 
 
 def _box_margins(point: Point) -> np.ndarray:

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from backsolve.adjoint.cached import cached_property
+from backsolve.adjoint.verdict import EPS
 
 from .program import UNBOUNDED, Program
 
 __all__ = ["Activity", "Point"]
 
 _NOTHING = 1e-14  # what is left of zeros
+_FLOOR = 1e-6  # share of the largest term that all count for
 
 
 @dataclass(frozen=True)
@@ -82,38 +84,53 @@ class Point:
 
     # What slacks, multipliers and stationarity are judged by: the terms that should balance, added
     # up without their signs, so that it does not matter in which units rows and columns are. Next
-    # to the others' terms, those below a millionth count as rounding.
+    # to the others' terms, those below a millionth count as rounding. Bounds of other rows are no
+    # such terms: one may be large that nothing is near.
 
     @cached_property
     def _magnitudes(self) -> tuple[np.ndarray, np.ndarray]:
         """|P| |x| + |A|ᵀ |y| + |q| and |A| |x|."""
         n = self.x.size
         terms = self.program.magnitude(np.abs(np.concatenate([self.x, self.y])))
-        pull = terms[:n] + np.abs(self.program.q)
-        return _floored(pull, _largest(pull)), terms[n:]
+        return terms[:n] + np.abs(self.program.q), terms[n:]
 
-    @property
+    @cached_property
+    def _bound(self) -> np.ndarray:
+        """The size of the bound that is nearer, if there is one."""
+        l, u, z = self.program.l, self.program.u, self.z
+        bound = np.abs(np.where(z - l < u - z, l, u))
+        return np.where(bound < UNBOUNDED, bound, 0.0)
+
+    @cached_property
     def pull(self) -> np.ndarray:
         """The size of stationarity, `(n,)`."""
-        return self._magnitudes[0]
+        pull = self._magnitudes[0]
+        return np.maximum(pull, _FLOOR * _largest(pull) or 1.0)
 
     @cached_property
     def slack_scale(self) -> np.ndarray:
         """The size of slacks, `(m,)`: of A x and the bound that is nearer."""
-        l, u, z = self.program.l, self.program.u, self.z
-        bound = np.abs(np.where(z - l < u - z, l, u))
-        scale = np.maximum(self._magnitudes[1], np.where(bound < UNBOUNDED, bound, 0.0))
-        # At x = 0 there may be no length but that of the other bounds, or none at all.
-        return _floored(scale, max(_largest(scale), self.program.largest_bound))
+        terms = self._magnitudes[1]
+        scale = np.maximum(terms, self._bound)
+        # Rows of A as if the largest entry of each were one.
+        rows = self.program.row_norms
+        length = float((terms / np.where(rows > 0, rows, 1.0)).max(initial=0.0))
+        # At x = 0 there may be no length but those of the program.
+        if length <= _NOTHING * self.program.length:
+            length = self.program.length
+        scale = np.maximum(scale, _FLOOR * length * rows)
+        return np.where(scale > 0, scale, 1.0)
+
+    @property
+    def rounding(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far stationarity, and slacks, may be rounded."""
+        pull, slack = self._magnitudes
+        return EPS * pull, EPS * (slack + self._bound)
 
     @cached_property
     def influence(self) -> np.ndarray:
         """The largest part of stationarity that a multiplier of one makes up, `(m,)`."""
         return self.program.row_norms_beside(self.pull)
-
-
-def _floored(size: np.ndarray, largest: float) -> np.ndarray:
-    return np.maximum(size, 1e-6 * largest if largest > _NOTHING else 1.0)
 
 
 def _largest(array: np.ndarray) -> float:

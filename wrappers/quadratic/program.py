@@ -62,7 +62,12 @@ class Program(Matrices):
         return self.l == self.u
 
     @cached_property
-    def largest_bound(self) -> float:
-        """The largest |l| or |u| that is a bound."""
-        bounds = np.abs(np.concatenate([self.l, self.u]))
-        return float(bounds[bounds < UNBOUNDED].max(initial=0.0))
+    def length(self) -> float:
+        """What x is judged by where it is zero: the smallest bound, or max |q| / max |P|."""
+        bounds, rows = np.abs([self.l, self.u]), self.row_norms
+        given = (bounds > 0) & (bounds < UNBOUNDED) & (rows > 0)
+        found = (bounds / np.where(rows > 0, rows, 1.0))[given].min(initial=np.inf)
+        P, q = (float(np.abs(a).max(initial=0.0)) for a in (self.P, self.q))
+        if P > 0 and q > 0:
+            found = min(found, q / P)
+        return float(found) if np.isfinite(found) else 1.0

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..quasidefinite.regularity import Regularity, null_of
+from backsolve.adjoint.norms import frobenius_norm
+
+from ..quasidefinite.refined import ROUNDED
+from ..quasidefinite.regularity import SAFE, Null, Regularity, moved, null_of, random
 from .kkt import FactoredKKT
 from .point import Point
 
@@ -22,9 +25,10 @@ _COUNTED = 4_000_000  # entries up to which the rank of the active rows is found
 def regularity_of(point: Point, factored: FactoredKKT) -> Regularity:
     """Examine a point, with K of its active set."""
     active, n = factored.D < 0.5, point.x.size
-    off = _off(point, active)
-    found = _margins(point, active), off, off, "x and y", _weakly_active
     null = null_of(factored, n, np.concatenate([np.ones(n), active]))
+    noise = _noise(point, factored, active, null)
+    off = _off(point, factored, active)
+    found = _margins(point, active), off, noise, "x and y", _weakly_active
     if null is None:
         return Regularity(*found)
     dependent = _dependent_rows(point.program, active) if null.moves_y else 0
@@ -52,13 +56,45 @@ def _margins(point: Point, active: np.ndarray) -> np.ndarray:
     return margin
 
 
-def _off(point: Point, active: np.ndarray) -> float:
+def _noise(
+    point: Point, factored: FactoredKKT, active: np.ndarray, null: Null | None
+) -> np.ndarray:
+    """Return by how much each margin may be off: slacks as A x moves, multipliers as y does."""
+    n, product = point.x.size, point.program.product
+    pull, slack = point.rounding
+    F = np.abs(point.F)
+    # An inactive row's multiplier, of a point that is not polished, belongs to stationarity.
+    left = np.concatenate([np.zeros(n), np.where(active, 0.0, F[n:])])
+    pull = np.maximum(pull, F[:n] + point.program.magnitude(left)[:n])
+    δ = np.concatenate([pull, np.where(active, np.maximum(slack, F[n:]), 0.0)])
+    off = np.zeros(active.size)
+    for d in moved(factored, random(δ.size) * δ, null):
+        z = product(np.concatenate([d[:n], np.zeros_like(off)]))[n:]
+        off = np.maximum(off, np.abs(np.where(active, d[n:], z)))
+    scaled = np.where(active, off * point.influence, (off + slack) / point.slack_scale)
+    return SAFE * scaled
+
+
+def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
     """Return the largest residual beside the largest terms that should have balanced."""
+    # Of a fit without residuals all these terms are rounding, and so is what is left of them.
+    rounded = _rounded(point, factored)
     # Refinement makes the largest entries of a defect small, not each beside its own terms.
-    n, F = point.x.size, np.abs(point.F)
+    n, F, program, z = point.x.size, np.abs(point.F), point.program, point.z
+    stationarity = 0.0 if rounded else F[:n].max(initial=0.0) / point.pull.max(initial=1e-300)
     slack = F[n:][active].max(initial=0.0) / point.slack_scale[active].max(initial=1e-300)
-    pull = np.where(active, 0.0, F[n:] * point.influence).max(initial=0.0)
-    return float(max(F[:n].max(initial=0.0) / point.pull.max(initial=1e-300), slack, pull))
+    pull = np.where(active, 0.0, F[n:] * point.influence)
+    violation = np.maximum(program.l - z, z - program.u) / point.slack_scale
+    inactive = np.maximum(pull, np.where(active, 0.0, violation)).max(initial=0.0)
+    return float(max(stationarity, slack, inactive))
+
+
+def _rounded(point: Point, factored: FactoredKKT) -> bool:
+    """Tell whether stationarity is as good as K can be solved with, all in its units."""
+    e, n = factored.sides, point.x.size
+    whole = frobenius_norm(np.concatenate([point.x, point.y]) / e)
+    left = frobenius_norm(e[:n] * point.stationarity)
+    return left <= ROUNDED * factored.equilibrated_norm * whole
 
 
 def _plural(count: int, noun: str) -> str:

@@ -1,8 +1,14 @@
-"""What may keep a solution from being differentiated: a kink nearby, or more than one solution."""
+"""What may keep a solution from being differentiated: a kink nearby, or more than one solution.
+
+    K d = ξ δ        δ the larger of a residual and of the rounding of its terms, ξ random
+
+Where d, how far the solution may be off, reaches beyond a kink, nobody knows on which side it is.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,11 +18,14 @@ from backsolve.adjoint.cached import cached_property
 
 from .refined import CONSISTENT
 
-__all__ = ["Null", "Regularity", "null_of"]
+__all__ = ["SAFE", "Null", "Regularity", "moved", "null_of", "random"]
 
 _WEAK = 1e-7  # a slack and its multiplier, both smaller than this, are at a kink
 _MOVES = 1e-6  # share of the largest entry of a null vector
 _EXACT = 1e-6  # a point with a larger residual is no solution
+_ENOUGH = 1e-3  # of a system that is solved for the size of its solution
+SAFE = 30.0  # how many times a solution may be further off than by all of the random δ
+_SAMPLES = 3  # one may be small by chance
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Regularity:
     Attributes:
         margins: The distances from kinks, each relative to its scale.
         off: The largest residual of the optimality conditions, relative to its scale.
-        noise: By how much margins may be off.
+        noise: By how much each margin may be off.
         solution: What solves the problem, in words.
         weakness: What is said of a number of kinks.
         ambiguity: What is not unique, or nothing.
@@ -36,7 +45,7 @@ class Regularity:
 
     margins: np.ndarray
     off: float
-    noise: float
+    noise: np.ndarray
     solution: str
     weakness: Any
     ambiguity: str = ""
@@ -52,7 +61,7 @@ class Regularity:
     def weak(self) -> int:
         """How many kinks are here."""
         # What is closer than the point is known may be a kink.
-        return int((self.margins < max(_WEAK, self.noise)).sum())
+        return int((self.margins < np.maximum(_WEAK, self.noise)).sum())
 
     @property
     def stats(self) -> dict[str, float]:
@@ -88,6 +97,29 @@ class Null(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def _random(size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(size)
+
+
+@functools.lru_cache(maxsize=16)
+def random(size: int) -> np.ndarray:
+    """Return the ξ, `(samples, size)`."""
+    return np.random.default_rng(size).standard_normal((_SAMPLES, size))
+
+
+def moved(K: Any, sides: Iterable[np.ndarray], null: Null | None) -> list[np.ndarray]:
+    """Return the solutions d of K d = r for each r, but for null vectors.
+
+    Args:
+        K: The system.
+        sides: The right-hand sides r.
+        null: What `null_of` found.
+    """
+    found = []
+    for r in sides:
+        d, _ = K.solve(r, enough=_ENOUGH)
+        if null is not None:  # K d is what K reaches of r
+            d, _ = K.solve(K.product(d), enough=_ENOUGH)
+        found.append(np.where(np.isfinite(d), d, 0.0))
+    return found
 
 
 def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
