@@ -20,6 +20,7 @@ from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
 from .patience import Abandoned, within
+from .policy import Policy
 from .problem import Problem, raised, residual_on_host
 from .rounding import rounding
 from .sparse import CSR
@@ -203,7 +204,13 @@ def _keep_state(problem: Problem, solution: Solution, θ: Sequence[np.ndarray]) 
 
 
 def _titled(problem: Problem, solver: Solver) -> str:
-    return f"{solver.title} of {problem.operator.title}"
+    # With what of the policy decides about collective calls, where that is not the default.
+    policy = problem.policy
+    judged = {"verdict": policy.verdict, "gradient_tol": policy.gradient_tol}
+    judged["withheld"] = policy.on_untrusted == "nan"
+    usual = {"verdict": Policy.verdict, "gradient_tol": Policy.gradient_tol, "withheld": False}
+    given = "".join(f", {name}={value}" for name, value in judged.items() if value != usual[name])
+    return f"{solver.title} of {problem.operator.title}{given}"
 
 
 def linear_solve(*arrays: np.ndarray, problem: Problem, transposed: bool) -> list[np.ndarray]:

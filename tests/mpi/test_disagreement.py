@@ -46,6 +46,22 @@ def test_different_options_in_a_jitted_program(spread, last):
         jax.jit(spread.loss(options))(spread.data, spread.b_own).block_until_ready()
 
 
+POLICIES = [
+    ("verdict", "lazy", "full", "verdict=full"),
+    ("gradient_tol", 1e-4, 1e-6, "gradient_tol=1e-06"),
+    ("on_untrusted", "warn", "nan", "withheld=True"),
+]
+
+
+@pytest.mark.parametrize(("name", "usual", "other", "words"), POLICIES)
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
+def test_different_policies(spread, last, name, usual, other, words, how):
+    # Loose, so that it is the policy that decides whether there is more to be solved.
+    loss = spread.loss(GMRES | {"ksp_rtol": 1e-6}, **{name: other if last else usual})
+    with pytest.raises((InputError, jax.errors.JaxRuntimeError), match=f"(?s)calls.*{words}"):
+        jax.block_until_ready(how(jax.grad(loss))(spread.data, spread.b_own))
+
+
 def test_different_functions(spread, last):
     with pytest.raises(InputError, match=r"(?s)different calls.*petsc\.ksp.*mpi\.allreduce"):
         if last:
