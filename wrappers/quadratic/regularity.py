@@ -80,7 +80,8 @@ def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
     # Of a fit without residuals all these terms are rounding, and so is what is left of them.
     rounded = _rounded(point, factored)
     # Refinement makes the largest entries of a defect small, not each beside its own terms.
-    n, F, program, z = point.x.size, np.abs(point.F), point.program, point.z
+    n, program, z = point.x.size, point.program, point.z
+    F: np.ndarray = np.abs(point.F)
     stationarity = 0.0 if rounded else F[:n].max(initial=0.0) / point.pull.max(initial=1e-300)
     slack = F[n:][active].max(initial=0.0) / point.slack_scale[active].max(initial=1e-300)
     pull = np.where(active, 0.0, F[n:] * point.influence)
