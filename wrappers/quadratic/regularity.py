@@ -92,7 +92,7 @@ def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
 
 def _rounded(point: Point, factored: FactoredKKT) -> bool:
     """Tell whether stationarity is as good as K can be solved with, all in its units."""
-    e, n = factored.sides, point.x.size
+    e, n = np.broadcast_to(factored.sides, point.F.size), point.x.size
     whole = frobenius_norm(np.concatenate([point.x, point.y]) / e)
     left = frobenius_norm(e[:n] * point.stationarity)
     return left <= ROUNDED * factored.equilibrated_norm * whole
