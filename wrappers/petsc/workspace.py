@@ -110,6 +110,11 @@ class Workspace(Owner):
         self._values, self._loaded, self._stale = values_of(J), True, True
 
     @property
+    def unmeasured(self) -> bool:
+        """Whether the KSP ends after its number of iterations, whatever the residual is."""
+        return self.ksp.getNormType() == self.PETSc.KSP.NormType.NONE
+
+    @property
     def nbytes(self) -> int:
         """Size of the factor, or of as much again as the matrix."""
         stored, pc = [self.P], self.ksp.getPC()
