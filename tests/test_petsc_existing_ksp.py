@@ -349,6 +349,23 @@ def test_tolerances_that_are_changed_in_between_count_and_stay(PETSc):
     assert loose.iterations < tight.iterations
 
 
+@pytest.mark.parametrize("pc_type", ["jacobi", "ilu", "sor"])
+def test_a_ksp_that_transposes_explicitly_has_its_matrix_afterwards(pc_type, PETSc, close):
+    ksp, options = configured(PETSc, "gmres", pc_type), PETSc.Options()
+    options["ksp_use_explicittranspose"] = True
+    ksp.setFromOptions()
+    options.delValue("ksp_use_explicittranspose")
+    A, _ = ksp.getOperators()
+    f = petsc.from_ksp(ksp)
+    for data in (MATRIX.data, MATRIX.data, OTHER.data, MATRIX.data):
+        x, pullback = jax.vjp(f, data, B)
+        y, expected = jax.vjp(by_dense, data, B)
+        for _ in range(2):
+            close(pullback(WEIGHTS), expected(WEIGHTS), 1e-8)
+        close(x, y, 1e-8)
+        assert ksp.getOperators()[0] == A
+
+
 def test_the_type_may_be_changed_in_between(PETSc, close):
     ksp = configured(PETSc, "preonly", "lu")
     f = petsc.from_ksp(ksp)

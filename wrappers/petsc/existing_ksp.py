@@ -76,6 +76,14 @@ class UserWorkspace(Workspace):
         super().load(J)
         self._states_loaded = self._states()
 
+    def run(self, tolerances, *, transposed, guess=False):
+        """Solve, and leave the KSP with A."""
+        try:
+            return super().run(tolerances, transposed=transposed, guess=guess)
+        finally:
+            if transposed and self.ksp.handle:  # -ksp_use_explicittranspose leaves it with Aᵀ
+                self.ksp.setOperators(self.A, self.P)
+
     def _solver(self, transposed):
         self._check()
         try:
