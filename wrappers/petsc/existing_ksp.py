@@ -76,6 +76,17 @@ class UserWorkspace(Workspace):
         super().load(J)
         self._states_loaded = self._states()
 
+    def set_up(self, ksp):
+        """Set a KSP up, which must not change the values."""
+        loaded = self._states()
+        super().set_up(ksp)
+        if self._states() != loaded:
+            raise InputError(
+                "the KSP computes its matrix itself when it is set up (setComputeOperators), over "
+                "the values that it was given: call ksp.setDMActive(KSP.DMActive.ALL, False), or "
+                "before PETSc 3.24 ksp.setDMActive(False)"
+            )
+
     def run(self, tolerances, *, transposed, guess=False):
         """Solve, and leave the KSP with A."""
         try:

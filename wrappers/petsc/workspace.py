@@ -106,8 +106,14 @@ class Workspace(Owner):
         with self.options():
             self.replace(J)
             self.ksp.setOperators(self.A, self.P)
-            self.ksp.setUp()
+            self.set_up(self.ksp)
         self._values, self._loaded, self._stale = values_of(J), True, True
+
+    def set_up(self, ksp: Any) -> None:
+        """Set a KSP up for the values that its matrices have now."""
+        if ksp.getType() == "preonly":  # which would take the solution from an older factor
+            ksp.getPC().setReusePreconditioner(False)
+        ksp.setUp()
 
     @property
     def unmeasured(self) -> bool:
@@ -207,7 +213,7 @@ class Workspace(Owner):
                 matrices[1] = transpose(self.PETSc, self.P, matrices[1])
             with database.present():
                 ksp.setOperators(*matrices)
-                ksp.setUp()
+                self.set_up(ksp)
             self._stale = False
         return ksp, database.present, ksp.solve
 
