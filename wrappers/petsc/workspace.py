@@ -175,7 +175,7 @@ class Workspace(Owner):
 
     def solve_columns(self, B: np.ndarray, tolerances: Tolerances, *, transposed: bool) -> Ended:
         """Solve for the columns of B; at once, where the package gains by it."""
-        ksp, _, solve = self._solver(transposed)
+        ksp, options, solve = self._solver(transposed)
         together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
         # PETSc's own factorisations go column by column anyway, those on a GPU too.
@@ -186,7 +186,8 @@ class Workspace(Owner):
                 B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
             )
             X = R.duplicate()
-            getattr(ksp, together)(R, X)
+            with options(complete=True):
+                getattr(ksp, together)(R, X)
             ended = Ended(np.array(X.getDenseArray()), *ksp_ended(self.PETSc, ksp), 1)
             R.destroy()
             X.destroy()
