@@ -351,6 +351,74 @@ def test_tolerances_that_are_changed_in_between_count_and_stay(PETSc):
     assert loose.iterations < tight.iterations
 
 
+@pytest.mark.parametrize("pc_type", ["jacobi", "ilu", "sor"])
+def test_a_ksp_that_transposes_explicitly_has_its_matrix_afterwards(pc_type, PETSc, close):
+    ksp, options = configured(PETSc, "gmres", pc_type), PETSc.Options()
+    options["ksp_use_explicittranspose"] = True
+    ksp.setFromOptions()
+    options.delValue("ksp_use_explicittranspose")
+    A, _ = ksp.getOperators()
+    f = petsc.from_ksp(ksp)
+    for data in (MATRIX.data, MATRIX.data, OTHER.data, MATRIX.data):
+        x, pullback = jax.vjp(f, data, B)
+        y, expected = jax.vjp(by_dense, data, B)
+        for _ in range(2):
+            close(pullback(WEIGHTS), expected(WEIGHTS), 1e-8)
+        close(x, y, 1e-8)
+        assert ksp.getOperators()[0] == A
+
+
+def test_a_ksp_that_computes_its_matrix_itself_is_refused(PETSc, close):
+    da = PETSc.DMDA().create([N], dof=1, stencil_width=1, comm=PETSc.COMM_SELF)
+
+    def compute(ksp, A, P):
+        for i in range(N):
+            P.setValue(i, i, 4.0)
+            if i:
+                P.setValue(i, i - 1, -1.0)
+        P.assemble()
+
+    ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+    ksp.setDM(da)
+    ksp.setComputeOperators(compute)
+    ksp.setType("gmres")
+    ksp.setTolerances(rtol=1e-12)
+    ksp.setUp()
+    f = petsc.from_ksp(ksp)
+    with pytest.raises(InputError, match=r"computes its matrix itself.*setDMActive"):
+        f(1.3 * f.data, B)
+    if hasattr(PETSc.KSP, "DMActive"):
+        ksp.setDMActive(PETSc.KSP.DMActive.ALL, False)
+    else:
+        ksp.setDMActive(False)
+    A = 4.0 * np.eye(N) - np.eye(N, k=-1)
+    x, pullback = jax.vjp(f, 1.3 * f.data, B)
+    close(x, np.linalg.solve(1.3 * A, B), 1e-9)
+    close(pullback(WEIGHTS)[1], np.linalg.solve(1.3 * A.T, WEIGHTS), 1e-9)
+
+
+@pytest.mark.parametrize("pc_type", ["lu", "cholesky", "jacobi"])
+def test_a_factor_that_is_to_be_used_again_is_not_taken_for_that_of_other_values(
+    pc_type, PETSc, close
+):
+    kind = "gmres" if pc_type == "jacobi" else "preonly"
+    A = sp.csr_array(MATRIX + MATRIX.T) if pc_type == "cholesky" else MATRIX
+    ksp = PETSc.KSP().create(PETSc.COMM_SELF)
+    ksp.setOperators(matrix_of(PETSc, A))
+    ksp.setType(kind)
+    ksp.getPC().setType(pc_type)
+    ksp.getPC().setReusePreconditioner(True)
+    ksp.setTolerances(rtol=1e-12)
+    f = petsc.from_ksp(ksp)
+    options = {"ksp_type": kind, "pc_type": pc_type, "ksp_reuse_preconditioner": True}
+    if kind == "gmres":
+        options["ksp_rtol"] = 1e-12
+    for scale in (1.0, 1.3):
+        expected = np.linalg.solve(scale * A.toarray(), B)
+        close(f(scale * f.data, B), expected, 1e-9)
+        close(petsc.ksp(scale * A, B, options), expected, 1e-9)
+
+
 def test_the_type_may_be_changed_in_between(PETSc, close):
     ksp = configured(PETSc, "preonly", "lu")
     f = petsc.from_ksp(ksp)

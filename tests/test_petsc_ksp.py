@@ -634,6 +634,16 @@ def test_the_adjoint_may_have_tolerances_of_its_own():
     assert (tight[3], default[3], loose[3]) == (True, True, False)
 
 
+@pytest.mark.parametrize("given", [{}, {"ksp_max_it": 90}])
+def test_a_fixed_number_of_iterations_is_that_of_the_adjoint_too(given):
+    fixed = {"ksp_type": "richardson", "pc_type": "sor", "ksp_norm_type": "none"}
+    options = {**fixed, "ksp_max_it": 70}
+    with backsolve.record() as log, backsolve.policy(on_untrusted="ignore", on_failure="nan"):
+        solve = sparse(options, adjoint_options=given)
+        log.wait(jax.grad(lambda b: solve(DATA, b).sum())(B))
+    assert [r.iterations for r in log] == [70, given.get("ksp_max_it", 70)]
+
+
 def test_the_adjoint_may_have_a_preconditioner_of_its_own():
     counts = {}
     for pc in ("ilu", "jacobi", "sor", "lu"):

@@ -148,3 +148,9 @@ def test_snes(form):
     h = 1e-5
     slope = (loss(θ + h * step) - loss(θ - h * step)) / (2 * h)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(θ) @ step, slope, rtol=1e-7)
+
+
+def test_an_option_that_is_not_read_is_told_for_many_columns_too():
+    for options in factorisations():
+        with pytest.raises(backsolve.InputError, match="did not read 'pc_factor_levles'"):
+            petsc.ksp(wind(), np.ones((196, 3)), {**options, "pc_factor_levles": 1})

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 import backsolve
 from backsolve import InputError, SolverError, Status, UntrustedGradientWarning, petsc
+from backsolve.wrappers.petsc.newton import _newtons as kept_newtons
 from backsolve.wrappers.petsc.snes import SNES
 
 M = 5
@@ -604,6 +605,17 @@ def test_options_that_nobody_reads_are_left_to_derivatives_only(close):
     close(jax.grad(lambda b: f(b).sum())(b), np.linalg.solve((np.eye(4) + 0.1 * A).T, w), 1e-7)
     with pytest.raises(InputError, match="did not read 'pc_factor_levels'"):
         petsc.ksp(A, b, idle)
+
+
+def test_options_of_parts_take_effect_in_every_solve():
+    options = {"ksp_type": "gmres", "pc_type": "gamg", "pc_gamg_reuse_interpolation": False}
+    levels = {"mg_levels_ksp_type": "richardson", "mg_levels_pc_type": "pbjacobi"}
+    options |= levels | {"pc_gamg_coarse_eq_limit": 5}
+    for force in (2.0, 3.0):
+        ours(options, pattern=PATTERN)({**THETA, "force": force * THETA["force"]})
+        kept = list(kept_newtons.values())[-1]
+        smoother = kept._snes.getKSP().getPC().getMGSmoother(1)
+        assert (smoother.getType(), smoother.getPC().getType()) == ("richardson", "pbjacobi")
 
 
 def test_equal_options_are_equal_solvers():

@@ -7,6 +7,8 @@ import pytest
 from distributed_system import compiled, eager
 
 from backsolve import mpi
+from backsolve.wrappers.mpi import layout
+from backsolve.wrappers.mpi.communicator import ranks_of
 
 N = 11
 CUTS = {1: (0, N), 2: (0, 4, N), 3: (0, 4, 4, N), 4: (0, 0, 5, 6, N)}
@@ -174,6 +176,14 @@ def test_a_parameter_through_solve_ghosts_and_sum(comm, spread, near):
     expected, expected_gradient = jax.jit(jax.value_and_grad(serial))(0.3)
     near(value, float(expected))
     near(gradient, float(expected_gradient))
+
+
+def test_of_plans_the_latest_are_kept_and_no_trace_of_the_others(comm, monkeypatch):
+    monkeypatch.setattr(layout, "_PLANS", 2)
+    own = layout.Layout(ranks_of(comm), tuple(range(comm.size + 1)))
+    for key in "abcab":
+        assert own.plan(key, lambda key=key: key) == key
+    assert list(own._plans) == ["a", "b"]
 
 
 def test_a_rank_that_asks_for_the_same_is_asked_for_something_else(comm):

@@ -78,7 +78,9 @@ def replicated(tree: Any, *, comm: Any, token: Any = None) -> tuple[Any, Any]:
 
         y = θ                     θ̄ = Σ over the ranks of ȳ
 
-    Each rank's loss depends on its own use of θ; the derivative of the total loss is the sum.
+    Each rank's loss depends on its own use of θ; the derivative of the total loss is the sum. Not
+    for what only goes into solves with `replicated=True`, or where all ranks compute one and the
+    same loss: each has the whole derivative then, and the sum is as many times that.
 
     Args:
         tree: A pytree of real arrays, equal on all ranks.

@@ -44,7 +44,10 @@ class Layout:
             self._keys[occasion] = key
             while len(self._keys) > _PLANS:
                 oldest = next(iter(self._keys))
-                self._plans[self._keys.pop(oldest)].pop(oldest)
+                its = self._keys.pop(oldest)
+                del self._plans[its][oldest]
+                if not self._plans[its]:
+                    del self._plans[its]
             return made
         return self._plans[key][occasion]
 

@@ -75,6 +75,25 @@ class UserWorkspace(Workspace):
         super().load(J)
         self._states_loaded = self._states()
 
+    def set_up(self, ksp):
+        """Set a KSP up, which must not change the values."""
+        loaded = self._states()
+        super().set_up(ksp)
+        if self._states() != loaded:
+            raise InputError(
+                "the KSP computes its matrix itself when it is set up (setComputeOperators), over "
+                "the values that it was given: call ksp.setDMActive(KSP.DMActive.ALL, False), or "
+                "before PETSc 3.24 ksp.setDMActive(False)"
+            )
+
+    def run(self, tolerances, *, transposed, guess=False):
+        """Solve, and leave the KSP with A."""
+        try:
+            return super().run(tolerances, transposed=transposed, guess=guess)
+        finally:
+            if transposed and self.ksp.handle:  # -ksp_use_explicittranspose leaves it with Aᵀ
+                self.ksp.setOperators(self.A, self.P)
+
     def _solver(self, transposed):
         self._check()
         try:

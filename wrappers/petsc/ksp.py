@@ -25,7 +25,7 @@ from .options import TOLERANCES, Options, as_options
 from .pool import Pool, pool_of
 from .started import started
 from .transpose import DIRECT
-from .workspace import Lease, Tolerances, together
+from .workspace import Lease, Tolerances, Workspace, together
 
 __all__ = ["KSP"]
 
@@ -106,7 +106,7 @@ class KSP(LinearSolver):
         """Solve with the loaded KSP, or load one."""
 
         def run(lease: Lease):
-            tolerances = self.tolerances(lease.workspace.tolerances)
+            tolerances = self.tolerances(lease.workspace)
             if rhs.ndim == 2:
                 return lease.workspace.solve_columns(rhs, tolerances, transposed=transposed)
             guess = None if self.derivative or transposed else x0
@@ -146,14 +146,17 @@ class KSP(LinearSolver):
     def _pool(self, PETSc: Any, J: Any) -> Pool:
         return pool_of(PETSc, J, self.options, self.adjoint_options, checked=self.checked)  # type: ignore[arg-type]
 
-    def tolerances(self, forward: Tolerances) -> Tolerances:
+    def tolerances(self, workspace: Workspace) -> Tolerances:
         """Return when to stop, from the tolerances of a KSP as it was configured."""
+        forward = workspace.tolerances
         if not self.derivative:
             return forward
         default = forward._replace(
             ksp_rtol=min(forward.ksp_rtol, 1e-10),
             ksp_atol=min(forward.ksp_atol, 1e-50),
-            ksp_max_it=max(forward.ksp_max_it, 10_000),
+            ksp_max_it=forward.ksp_max_it
+            if workspace.unmeasured
+            else max(forward.ksp_max_it, 10_000),
         )
         given = {k: float(v) for k, v in self.adjoint_options if k in TOLERANCES}  # type: ignore[misc]
         return default._replace(**given)

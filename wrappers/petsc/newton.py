@@ -107,7 +107,7 @@ class Newton(Owner):
         unknown, (_, x0, *token) = self._flat.unknown, params
         self._θ, self._raised = jax.tree.leaves(params), None
         self._x.setArray(np.asarray(unknown.pack(x0), np.float64))
-        with self._database.present(complete=True):
+        with self._database.present(complete=True, sets_up=True):
             self._snes.solve(None, self._x)
         if self._system.group.some(self._raised is not None):
             raise self._raised or SolverError(

@@ -147,7 +147,7 @@ class _Session(Session):
     def solve_into(self, v, r, *, transposed):
         """Solve with the loaded KSP."""
         workspace = self._lease.workspace
-        return self._run(v, r, self.solver.tolerances(workspace.tolerances), transposed)
+        return self._run(v, r, self.solver.tolerances(workspace), transposed)
 
     def correct(
         self, jacobian: Any, defect: Any, state: Any, *, transposed: bool, rtol: float = 0.1
@@ -161,7 +161,7 @@ class _Session(Session):
     def linear_solve(self, jacobian, rhs, state, *, transposed):
         """Solve for a vector on the host."""
         workspace = self._lease.workspace
-        tolerances = self.solver.tolerances(workspace.tolerances)
+        tolerances = self.solver.tolerances(workspace)
 
         def run() -> Any:
             return workspace.solve(rhs, tolerances, transposed=transposed)

@@ -95,18 +95,19 @@ class Database:
         self._complete = False
 
     @contextlib.contextmanager
-    def present(self, *, complete: bool = False) -> Iterator[None]:
+    def present(self, *, complete: bool = False, sets_up: bool = False) -> Iterator[None]:
         """Have the options in PETSc's database, for a set-up.
 
         Args:
             complete: Whether this is a solve: everything that could read an option has read it
                 afterwards. There is nothing to be read from the second one on.
+            sets_up: Whether each solve sets parts up, as that of a SNES does, and so reads again.
 
         Raises:
             InputError: If a required option was not read, when complete: PETSc does not know it, or
                 the chosen types do not.
         """
-        if complete and self._complete:
+        if complete and self._complete and not sets_up:
             yield
             return
         database = self._PETSc.Options()

@@ -73,7 +73,9 @@ def ksp(
             loss may not depend on x, as if others have the measurements, let the token reach it:
             `loss + token`, or `loss, token = mpi.allreduce(loss, comm=comm, token=token)`.
         replicated: Every rank has all of b and x, and all of A or its own rows. All compute the
-            same loss, and each gets the derivative of it: of all that it gave.
+            same loss, and each gets the derivative of it: of all that it gave. That is whole
+            already: parameters go through `backsolve.mpi.replicated` where ranks have own rows, and
+            not here, where it would count them once for each rank.
         full_output: Return the `Solution` with value, status and stats.
         **policy: Fields of `backsolve.Policy` for this call.
 

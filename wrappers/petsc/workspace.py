@@ -129,8 +129,19 @@ class Workspace(Owner):
         with self.options():
             self.replace(J)
             self.ksp.setOperators(self.A, self.P)
-            self.ksp.setUp()
+            self.set_up(self.ksp)
         self._values, self._loaded, self._stale = values_of(J), True, True
+
+    def set_up(self, ksp: Any) -> None:
+        """Set a KSP up for the values that its matrices have now."""
+        if ksp.getType() == "preonly":  # which would take the solution from an older factor
+            ksp.getPC().setReusePreconditioner(False)
+        ksp.setUp()
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the KSP ends after its number of iterations, whatever the residual is."""
+        return self.ksp.getNormType() == self.PETSc.KSP.NormType.NONE
 
     @property
     def nbytes(self) -> int:
@@ -189,7 +200,7 @@ class Workspace(Owner):
 
     def solve_columns(self, B: np.ndarray, tolerances: Tolerances, *, transposed: bool) -> Ended:
         """Solve for the columns of B; at once, where the package gains by it."""
-        ksp, _, solve = self._solver(transposed)
+        ksp, options, solve = self._solver(transposed)
         together = "matSolveTranspose" if solve == ksp.solveTranspose else "matSolve"
         pc = ksp.getPC()
         # PETSc's own factorisations go column by column anyway, those on a GPU too.
@@ -200,7 +211,8 @@ class Workspace(Owner):
                 B.shape, array=np.array(B, order="F"), comm=self.PETSc.COMM_SELF
             )
             X = R.duplicate()
-            getattr(ksp, together)(R, X)
+            with options(complete=True):
+                getattr(ksp, together)(R, X)
             ended = Ended(np.array(X.getDenseArray()), *ksp_ended(self.PETSc, ksp), 1)
             R.destroy()
             X.destroy()
@@ -227,7 +239,7 @@ class Workspace(Owner):
                 matrices[1] = transpose(self.PETSc, self.P, matrices[1])
             with database.present():
                 ksp.setOperators(*matrices)
-                ksp.setUp()
+                self.set_up(ksp)
             self._stale = False
         return ksp, database.present, ksp.solve
 
