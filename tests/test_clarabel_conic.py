@@ -19,6 +19,7 @@ from backsolve import (
 )
 from backsolve.residuals.conic import Cone
 from backsolve.wrappers.clarabel.ordering import as_cone
+from backsolve.wrappers.conic import kkt
 from backsolve.wrappers.conic.program import Program
 
 ZERO, NONNEGATIVE = library.ZeroConeT, library.NonnegativeConeT
@@ -352,6 +353,19 @@ def test_programs_that_are_not_convex_are_no_success(name):
         arguments = SQUARE | {"P": INDEFINITE[name], "cones": BOX, "polish": polish}
         found = clarabel.solve_conic(**arguments, on_failure="status")
         assert int(found.status) == Status.NOT_CONVEX
+
+
+@pytest.mark.parametrize("form", ["Extended", "Condensed", "Iterative"])
+@pytest.mark.parametrize("polish", [True, False])
+def test_a_saddle_is_none_however_flat(form, polish, monkeypatch):
+    monkeypatch.setattr(kkt, "form_of", lambda program: getattr(kkt, form))
+    for P, status in (
+        ([[1, 1], [1, 1 - 1e-7]], Status.NOT_CONVEX),
+        (np.ones((2, 2)), Status.SUCCESS),
+    ):
+        arguments = SQUARE | {"P": np.array(P), "cones": BOX, "polish": polish}
+        found = clarabel.solve_conic(**arguments | {"q": np.zeros(2)}, on_failure="status")
+        assert int(found.status) == status
 
 
 # --------------------------------------------------------------------------------------------

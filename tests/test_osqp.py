@@ -19,6 +19,9 @@ from backsolve import (
     parametrize_with_checks,
     record,
 )
+from backsolve.wrappers.osqp import workspace
+from backsolve.wrappers.osqp.settings import as_settings
+from backsolve.wrappers.quadratic.program import Program
 
 
 @parametrize_with_checks(
@@ -174,6 +177,23 @@ def test_a_result_does_not_depend_on_what_was_solved_before():
         osqp.solve(here[0], 100 * here[1], *here[2:], polish=polish)
         again = both(osqp.solve(*here, polish=polish))
         np.testing.assert_allclose(again, first, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("unit", [1e9, 1e10, 1e-6])
+def test_a_solve_does_not_fail_after_one_in_other_units(unit):
+    P, q, A, l = np.diag([1, 2, 3, 0.5]), np.array([1, -5, 0.2, 0.3]), np.eye(4), -np.ones(4)
+    settings = {"alpha": 1.6 + 1e-3 * unit**0.01}  # an object of its own
+    osqp.solve(P, unit * q, A, unit * l, -unit * l, on_failure="status", **settings)
+    found = osqp.solve(P, q, A, l, -l, **settings)
+    np.testing.assert_allclose(found.x, [-1, 1, -0.2 / 3, -0.6], rtol=1e-12)
+    assert found.iterations < 100
+
+
+def test_an_object_whose_solve_failed_is_not_used_again():
+    P, q, A, l, u = program(3)
+    settings = {"max_iter": 1, "alpha": 1.59}
+    osqp.solve(P, q, A, l, u, on_failure="status", **settings)
+    assert not workspace._idle(Program(P, q, A, l, u).structure, as_settings(settings))
 
 
 def test_two_forwards_before_two_backwards():

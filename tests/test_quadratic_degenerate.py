@@ -200,6 +200,21 @@ def test_a_smoothed_derivative_in_a_bound_that_does_not_hold_is_judged(slack, tr
         assert log.trusted == trusted
 
 
+@pytest.mark.parametrize(("apart", "known"), [(1e-9, 1e-10), (1e-6, 1e-7)])
+def test_of_an_equality_given_twice_the_best_iterate_is_returned(apart, known):
+    b = np.array([1, 1 + apart])
+    with record() as log:
+        x = osqp.solve(np.eye(2), np.zeros(2), np.ones((2, 2)), b, b).x
+    np.testing.assert_allclose(x, (2 + apart) / 4, rtol=0, atol=known)
+    assert ("INFEASIBLE" in log[-1].message) == (apart > 1e-7)
+
+
+def test_an_iterate_that_solves_nothing_closely_is_in_doubt():
+    b = np.array([1, 1 + 1e-4])
+    with pytest.warns(UntrustedGradientWarning, match="did not settle.*INFEASIBLE"):
+        osqp.solve(np.eye(2), np.zeros(2), np.ones((2, 2)), b, b)
+
+
 def test_osqp_s_own_iterate_is_judged_as_it_is():
     given = program(I, [-5, -0.5, -0.3], I, -ONES, ONES)
     P, q, A, l, u = given

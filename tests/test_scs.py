@@ -462,6 +462,13 @@ def test_programs_that_are_not_convex_are_no_success(name, linear_solver, capfd)
     assert capfd.readouterr() == ("", "")  # SCS prints of its own accord that it cannot factor
 
 
+@pytest.mark.parametrize("polish", [True, False])
+def test_a_saddle_is_none_however_flat(polish):
+    P = np.array([[1.0, 1.0], [1.0, 1.0 - 1e-7]])
+    found = solve_square(name="c", value=np.zeros(2), P=P, polish=polish, on_failure="status")
+    assert int(found.status) == Status.NOT_CONVEX
+
+
 def test_scs_itself_calls_a_saddle_solved():
     # If it no longer does, `is_convex` need not be asked.
     data = native(SQUARE | {"P": np.diag([1.0, -1e-4])})

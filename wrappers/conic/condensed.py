@@ -59,6 +59,11 @@ class Condensed(SquareRoot):
                 self._factor = factor
                 break
 
+    @property
+    def convex(self) -> bool:
+        """Whether H has a factor."""
+        return self._factor is not None
+
     @staticmethod
     def size_of(program: Program) -> int:
         """Return the bytes of H."""

@@ -38,6 +38,7 @@ class Iterative(SquareRoot):
     """
 
     suspicious = True
+    convex = False  # MINRES does not tell
 
     def __init__(self, program: Program, projection: Projection):
         super().__init__(program, projection)

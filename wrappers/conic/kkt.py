@@ -38,6 +38,11 @@ class System(Protocol):
         ...
 
     @property
+    def convex(self) -> bool:
+        """Whether K shows that P is positive where x may move."""
+        ...
+
+    @property
     def one_norm(self) -> float:
         """‖K‖₁, or a bound of it."""
         ...

@@ -175,6 +175,10 @@ class Faces(ByReduction):
         ℓ_x, ℓ_y, _ = J.split(ℓ)
         return J.program.cotangents(x, y, ℓ_x, ℓ_y) | {"q": ℓ_x, "b": -ℓ_y}
 
+    def held(self, J):
+        """Return the rows where y may move."""
+        return J.point.projection.product(1.0 + np.arange(J.y.size)) != 0
+
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for what does not move."""
         if state is None:

@@ -25,8 +25,10 @@ from backsolve.adjoint.status import Status
 from backsolve.adjoint.trees import Tree
 from backsolve.residuals.conic import Cone, conic_program
 
+from ..quasidefinite.convexity import is_convex
 from ..quasidefinite.derivative import Origin
 from ..quasidefinite.symmetric import Symmetric
+from .kkt import System
 from .linearized import KKT, Faces, Linearized, State
 from .point import Point
 from .polish import Polished, polish
@@ -35,6 +37,8 @@ from .program import Program
 __all__ = ["ConicSolver", "Outcome"]
 
 _NOTHING = Cone()
+_SADDLE = "what was found is a saddle"
+_FLAT = 1e-9  # curvature of a saddle, relative to the rows of P, that may be rounding
 _EXACT = 1e-6  # a point with a larger residual, beside its terms, is no solution
 
 
@@ -173,6 +177,8 @@ def _polished(outcome: Outcome, polished: Polished, steps: int) -> Solution:
         )
     value, stats = (point.x, point.y, point.s), _stats(outcome, steps=steps)
     state = State(Linearized(point.program, *value), polished.K, doubt)
+    if not _convex(state, polished.K):
+        return Solution(None, Status.NOT_CONVEX, stats, message=_SADDLE)
     return Solution(value, Status.SUCCESS, stats, state, message=outcome.message, doubt=doubt)
 
 
@@ -181,5 +187,15 @@ def _as_it_is(outcome: Outcome, program: Program) -> Solution:
     if outcome.inaccurate:
         doubt = f"the library stopped short of its tolerances: {outcome.message}"
     state = State(Linearized(program, *value), doubt=doubt)
+    if not _convex(state):
+        return Solution(None, Status.NOT_CONVEX, _stats(outcome), message=_SADDLE)
     options = {"message": "not polished", "doubt": doubt}
     return Solution(value, Status.SUCCESS, _stats(outcome), state, **options)
+
+
+def _convex(state: State, near: System | None = None) -> bool:
+    """Tell whether P has no negative curvature where x may move, beyond rounding."""
+    # The libraries let pass what is small beside the rows of P. Cheap questions come first.
+    if near is not None and near.convex:
+        return True
+    return is_convex(state.J.program, _FLAT) or state.K.convex

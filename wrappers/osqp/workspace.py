@@ -2,9 +2,10 @@
 
 Quirks: an object remembers its last solution, and the step size ρ that it has adapted to; both are
 put back, so that a result depends on its arguments only. Its scaling is that of the q that came
-with the last matrices: of a polished result that moves no digit. `update` swallows error codes and
-leaves garbage behind, so the object underneath is asked. After a failure x is 2.14e9, or the last
-iterate. `solve` releases Python's lock, `setup` and `update` do not.
+with the last matrices, which are given anew where q is much larger or smaller: a scaling that is
+nearly right moves no digit of a polished result, another may make OSQP fail. `update` swallows
+error codes and leaves garbage behind, so the object underneath is asked. After a failure x is
+2.14e9, or the last iterate. `solve` releases Python's lock, `setup` and `update` do not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
 
 # By what the tolerances are multiplied, one after the other, while the active set does not settle.
 _TIGHTER = (1e-3, 1e-6)
+_ALIKE = 100.0  # ratio of the sizes of two q up to which one scaling does for both
 _SPARE = 8  # objects that are kept for each structure and settings
 _ERRORS = {
     "OSQP_NONCVX_ERROR": Status.NOT_CONVEX,
@@ -100,6 +102,9 @@ class Workspace:
         program: The first program.
         settings: OSQP's.
 
+    Attributes:
+        failed: Whether the last program was not solved.
+
     Raises:
         SetupFailed: If OSQP refuses the numbers.
         InputError: If it refuses the settings.
@@ -120,9 +125,10 @@ class Workspace:
         except TypeError as error:
             raise InputError(f"OSQP refuses a value among the settings {given}") from error
         check_convex(program)
-        self._P, self._A = program.P, program.A
+        self._P, self._A, self._q = program.P, program.A, _largest(program.q)
         self._rho = float(self.osqp.settings.rho)
         self._adapted = False
+        self.failed = False
 
     def load(self, program: Program, start: Any, *, rescale: bool) -> None:
         """Give the object the numbers of a program, and where to start from."""
@@ -131,9 +137,11 @@ class Workspace:
         same_P, same_A = np.array_equal(program.P, self._P), np.array_equal(program.A, self._A)
         if not same_P:
             check_convex(program)
-        if rescale or not (same_P and same_A):
+        q = _largest(program.q)
+        alike = q <= _ALIKE * self._q and self._q <= _ALIKE * q
+        if rescale or not (same_P and same_A and alike):
             update_matrices(self.osqp, program)
-            self._P, self._A = program.P, program.A
+            self._P, self._A, self._q = program.P, program.A, q
         if self._adapted:
             self.osqp.update_settings(rho=self._rho)
             self._adapted = False
@@ -143,9 +151,16 @@ class Workspace:
     def outcomes(self) -> Iterator[Outcome]:
         """Solve from where the object is, and go on to tighter tolerances."""
         with contextlib.closing(solutions(self.osqp)) as results:
-            for result in results:
+            for number, result in enumerate(results):
                 self._adapted = self._adapted or result.info.rho_updates > 0
-                yield outcome_of(result)
+                outcome = outcome_of(result)
+                if number == 0:
+                    self.failed = outcome.status is not Status.SUCCESS
+                yield outcome
+
+
+def _largest(q: np.ndarray) -> float:
+    return float(np.abs(q).max(initial=0.0))
 
 
 @functools.cache
@@ -219,6 +234,11 @@ def borrowed(
     try:
         yield workspace
     except GeneratorExit:  # no further outcome is wanted
-        idle.append(workspace)
+        _put_back(idle, workspace)
         raise
-    idle.append(workspace)  # but not after an error: it may be in any state
+    _put_back(idle, workspace)  # but not after an error: it may be in any state
+
+
+def _put_back(idle: collections.deque[Workspace], workspace: Workspace) -> None:
+    if not workspace.failed:  # a fresh one may do better
+        idle.append(workspace)

@@ -200,6 +200,10 @@ class ActiveSet(ByReduction):
         held = np.where(J.D < 0.5, ℓ_y, 0.0)
         return J.program.cotangents(x, y, ℓ_x, held) | {"q": ℓ_x, "b": -held}
 
+    def held(self, J):
+        """Return which constraints are active."""
+        return J.D < 0.5
+
     def condition(self, jacobian, state):
         """Estimate ‖K‖₁ ‖K⁻¹‖₁; K is J but for its inactive rows."""
         if state is None:

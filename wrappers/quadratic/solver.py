@@ -37,6 +37,8 @@ from .program import Program
 __all__ = ["Outcome", "QuadraticSolver"]
 
 _SMOOTHING = 1e-6  # μ
+_UNSETTLED = "the active set did not settle"
+_EXACT = 1e-6  # a point with a larger residual, beside its terms, is no solution
 _FLAT = 1e-9  # curvature of a saddle, relative to the rows of P, that may be rounding
 
 
@@ -138,17 +140,25 @@ class QuadraticSolver(Solver):
                 return Solution(None, first.status, _stats(first), message=first.message)
             if not self.polish:
                 return _as_it_is(first, program, "not polished", self._smoothing)
-            repairs = 0
+            repairs, last, ended = 0, first, ""
             for outcome in itertools.chain([first], outcomes):
                 if outcome.x.size:  # an iterate, though it may have stopped at a limit
                     polished = polish(Point(program, outcome.x, outcome.y))
                     repairs += polished.repairs
                     if polished.settled:
                         return _polished(first, polished, repairs, self._smoothing)
+                # With tighter tolerances a program may turn out to be infeasible.
+                ended = "" if outcome.status is Status.SUCCESS else f" ({outcome.message})"
+                last = last if ended else outcome
         if not usable:
             return Solution(None, first.status, _stats(first), message=first.message)
-        unsettled = "not polished: the active set did not settle"
-        return _as_it_is(first, program, unsettled, self._smoothing)
+        found = _as_it_is(last, program, f"not polished: {_UNSETTLED}{ended}", self._smoothing)
+        if found.status is Status.SUCCESS:
+            off = found.state.exact.regularity.off  # type: ignore[union-attr]
+            if off > _EXACT:
+                only = f"x and y solve the problem up to {off:.1e} only"
+                found.doubt = f"{_UNSETTLED}, and {only}{ended}"
+        return found
 
     def example(self, rng):
         """Return a small program with an equality, active and inactive bounds; P a triangle."""

@@ -4,9 +4,9 @@
 
 One factor of K serves both. Where K is singular, x or the multipliers are not unique: J v = 0 and
 Jᵀ ℓ = 0 then have solutions. Tangents are known up to multiples of v, gradients up to multiples of
-(∂F/∂θ)ᵀ ℓ, if they exist. Neither matters where nobody reads what v moves and the numbers of the
-program do not move that way, as with the auxiliary variable of a norm that is bounded but does not
-reach its bound; `Origin` tells.
+(∂F/∂θ)ᵀ ℓ, if they exist. Neither matters where nobody reads what v moves, the numbers of the
+program do not move that way, and ∂F/∂θ is the same at all solutions, as with the auxiliary variable
+of a norm that is bounded but does not reach its bound; `Origin` tells.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from backsolve.adjoint.trees import Tree
 
 from .refined import CONSISTENT
 from .regularity import Regularity
+from .structure import Structure
 
 __all__ = ["AtPoint", "ByReduction", "Cotangents", "Origin", "Reduced"]
 
 Cotangents = dict[str, np.ndarray]  # of P, q, A and b
 
 _ROUNDING = 1e-6  # of the terms of a sum that should be zero
+_ROTATED = 1e-12  # what rotations leave of zeros
 
 
 class Origin(Protocol):
@@ -37,6 +39,10 @@ class Origin(Protocol):
 
     def ignores(self, cotangents: Cotangents, rounding: Cotangents) -> bool:
         """Tell whether cotangents of P, q, A and b are zero when pulled back, but for rounding."""
+        ...
+
+    def changes(self, structure: Structure, v: np.ndarray, held: np.ndarray) -> bool:
+        """Tell whether ∂F/∂θ, in the rows of A that are held, moves with `v = (v_x, v_y)`."""
         ...
 
     def reads(self, x: np.ndarray, y: np.ndarray) -> bool:
@@ -126,18 +132,24 @@ class ByReduction(Solver):
         """Return (∂F/∂θ)ᵀ ℓ for P, q, A and b, at x and y."""
         raise NotImplementedError
 
+    def held(self, J: Any) -> np.ndarray:
+        """Return which rows of A there may be multipliers of, `(m,) bool`."""
+        raise NotImplementedError
+
     def doubt(self, J: Any, state: Any, transposed: bool) -> str:
         """Return why there may be no derivative here, or nothing."""
         ambiguity = state.regularity.ambiguity
         if ambiguity and self.origin is not None:
             # Of a gradient, that the system has a solution says that r does not read v.
-            if self._ignored(J, state) and (transposed or not self._read(J, state)):
+            v, alike = self._null(J, state, False), self._ignored(J, state)
+            if alike and not self._changes(J, v) and (transposed or not self._read(J, v)):
                 ambiguity = ""
         return " and ".join(filter(None, [ambiguity, state.doubt]))
 
     def _null(self, J: Any, state: Any, transposed: bool) -> np.ndarray:
         v = self.recovered(J, state, state.regularity.null, np.zeros(J.shape[0]), transposed)
-        return v / max(float(np.abs(v).max(initial=0.0)), 1e-300)
+        v = v / max(float(np.abs(v).max(initial=0.0)), 1e-300)
+        return np.where(np.abs(v) > _ROTATED, v, 0.0)
 
     def _ignored(self, J: Any, state: Any) -> bool:
         ℓ, (x, y) = self._null(J, state, True), (J.point.x, J.point.y)
@@ -146,9 +158,13 @@ class ByReduction(Solver):
         rounding = {n: _ROUNDING * np.abs(t) + 1e-12 * size for n, t in terms.items()}
         return self.origin.ignores(self.cotangents(J, x, y, ℓ), rounding)  # type: ignore[union-attr]
 
-    def _read(self, J: Any, state: Any) -> bool:
-        v, n, m = self._null(J, state, False), J.point.x.size, J.point.y.size
-        v = np.where(np.abs(v) > _ROUNDING, v, 0.0)
+    def _changes(self, J: Any, v: np.ndarray) -> bool:
+        structure: Structure = J.program.structure
+        moved = v[: structure.n + structure.m]
+        return self.origin.changes(structure, moved, self.held(J))  # type: ignore[union-attr]
+
+    def _read(self, J: Any, v: np.ndarray) -> bool:
+        n, m = J.point.x.size, J.point.y.size
         return self.origin.reads(v[:n], v[n : n + m])  # type: ignore[union-attr]
 
     def linear_solve(self, jacobian, rhs, state, *, transposed):

@@ -22,6 +22,8 @@ __all__ = ["SAFE", "Null", "Regularity", "moved", "null_of", "random"]
 
 _WEAK = 1e-7  # a slack and its multiplier, both smaller than this, are at a kink
 _MOVES = 1e-6  # share of the largest entry of a null vector
+_NOISE = 100.0  # times that an entry of a null vector is larger than what it is known to
+_LEAST = 1e-10  # share of the largest entry, in any case
 _EXACT = 1e-6  # a point with a larger residual is no solution
 _ENOUGH = 1e-3  # of a system that is solved for the size of its solution
 SAFE = 30.0  # how many times a solution may be further off than by all of the random δ
@@ -142,8 +144,12 @@ def null_of(K: Any, n: int, held: np.ndarray | None = None) -> Null | None:
     if left <= CONSISTENT:
         return None
     # What is left over is a null vector to few digits; what a solution of K v = K r lacks of r is
-    # one to as many as there are.
+    # one to as many as there are, and what a solution of K d = K v is tells how many. Entries are
+    # large or small beside the others in the units of K's equations.
     null = r - K.solve(K.product(r))[0]
-    size = _MOVES * float(np.abs(null).max(initial=0.0))
-    moves = (float(np.abs(part).max(initial=0.0)) > size for part in (null[:n], null[n:]))
+    size = np.abs(null) / K.sides
+    off = float((np.abs(K.solve(K.product(null))[0]) / K.sides).max(initial=0.0))
+    largest = float(size.max(initial=0.0))
+    null = np.where(size > max(_NOISE * off, _LEAST * largest), null, 0.0)
+    moves = (float(part.max(initial=0.0)) > _MOVES * largest for part in (size[:n], size[n:]))
     return Null(null, *moves)
