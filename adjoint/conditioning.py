@@ -34,9 +34,14 @@ _ROUNDS = 3
 _EACH = 8
 _SIGMAS = 3.0
 
-# Of a defect, what must be left over at most after a round of what was before, and what is nothing.
-_STALLED = 0.5
+# Of a defect, what must be left over at most after a round of what was before, or a slow direction
+# is longer than it looks by more than three rounds show; and what is nothing.
+_STALLED = 0.9
 _SETTLED = 1e-6
+
+# How loosely a correction is solved for; without a random right-hand side, to see what stalls.
+_LOOSE = 0.1
+_LOOSE_BLIND = 1e-3
 
 # Unknowns up to which an iterative solver is asked for a random right-hand side too. With more, to
 # see every direction in it takes a large part of a solve, and a bound by the vectors in hand has to
@@ -215,8 +220,9 @@ class _Look:
             return math.inf
         J, blind = self._operator.host(entry.operands), not self._solver.capabilities.probed
         e, left, magnification, share = np.zeros_like(d), d, math.inf, 1.0
+        rtol = _LOOSE_BLIND if blind else _LOOSE
         for _ in range(_ROUNDS):
-            correction = self._solver.correct(J, left, entry.state, transposed=side)
+            correction = self._solver.correct(J, left, entry.state, transposed=side, rtol=rtol)
             if correction is None:
                 return math.inf
             e = e + correction
