@@ -91,9 +91,9 @@ def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
 
 def _rounded(point: Point, factored: FactoredKKT) -> bool:
     """Tell whether stationarity is as good as K can be solved with, all in its units."""
-    e, n = factored.sides, point.x.size
+    e = factored.sides
     whole = frobenius_norm(np.concatenate([point.x, point.y]) / e)
-    left = frobenius_norm(e[:n] * point.stationarity)
+    left = frobenius_norm(e * np.concatenate([point.stationarity, np.zeros_like(point.y)]))
     return left <= ROUNDED * factored.equilibrated_norm * whole
 
 
