@@ -19,6 +19,8 @@ from backsolve.adjoint.inputs import check_function
 
 __all__ = ["constrained", "quadratic_program"]
 
+_UNBOUNDED = 1e15  # a bound that is larger stands for none
+
 
 def quadratic_program(
     xy: tuple[Any, Any],
@@ -85,7 +87,8 @@ def _smooth_projection(t: Any, l: Any, u: Any, μ: float) -> Any:
     def positive_part(a):
         return 0.5 * (a + jnp.sqrt(a * a + 4 * μ))
 
-    below, above = jnp.isfinite(l), jnp.isfinite(u)
+    # A number that stands for infinity would leave no digit of t.
+    below, above = jnp.abs(l) < _UNBOUNDED, jnp.abs(u) < _UNBOUNDED
     l, u = jnp.where(below, l, 0.0), jnp.where(above, u, 0.0)
     raised = jnp.where(below, l + positive_part(t - l), t)
     return raised - jnp.where(above, positive_part(t - u), 0.0)

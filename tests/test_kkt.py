@@ -205,3 +205,15 @@ def test_bounds_that_meet_and_part_leave_x_at_the_one_it_is_pulled_to(solve, pul
         return solve(2 * np.eye(1), np.array([pull]), np.eye(1), -t * np.ones(1), t * np.ones(1)).x
 
     np.testing.assert_allclose(jax.jacrev(x)(0.0), [-np.sign(pull)])
+
+
+@pytest.mark.parametrize("none", [1e15, 1e20])
+def test_a_number_that_stands_for_no_bound_leaves_no_trace_in_the_smooth_residual(none):
+    xy, P, q = (np.array([0.3, -2.0]), np.array([0.1, -0.2])), np.eye(2), np.array([-0.4, 2.2])
+
+    def residual(far):
+        l, u = np.array([-far, -2.0]), np.array([1.0, far])
+        return quadratic_program(xy, P, q, np.eye(2), l, u, smoothing=1e-6)
+
+    for bounded, free in zip(residual(none), residual(np.inf), strict=True):
+        np.testing.assert_array_equal(bounded, free)

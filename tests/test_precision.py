@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import backsolve
-from backsolve import CSR, implicit, krylov, lapack, record, superlu
+from backsolve import CSR, clarabel, implicit, krylov, lapack, osqp, record, scs, superlu
 
 N = 40
 SINGLE = float(np.finfo(np.float32).eps)
@@ -169,3 +169,35 @@ def test_integers_are_promoted(jit):
     sparse = superlu.spsolve(CSR(np.array([2, 1, 4]), [0, 1, 1], [0, 2, 3], (2, 2)), [3, 8])
     np.testing.assert_allclose(sparse, [0.5, 2.0])
     assert sparse.dtype == jnp.float64
+
+
+# --------------------------------------------------------------------------------------------
+# Matrices that are symmetric but for the rounding of single precision
+
+
+def programs_of(P):
+    """Return x of a program with this P, by each of the public functions."""
+    n = len(P)
+    q, I, one = (np.asarray(a, P.dtype) for a in (np.ones(n), np.eye(n), np.full(n, 0.01)))
+    yield lambda P: osqp.solve(P, q, I, -one, one).x
+    yield lambda P: clarabel.solve(P, q, I, -one, one).x
+    yield lambda P: scs.solve({"P": P, "c": q, "A": I, "b": -one / 2}, {"l": n}).x
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_an_inverse_of_single_precision_is_symmetric_enough(which):
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((40, 30))
+    P = np.linalg.inv(F.T @ F) * (1 + 1e-6 * rng.standard_normal((30, 30)))
+    P = P.astype(np.float32)
+    assert 1e-9 < np.abs(P - P.T).max() / np.abs(P).max() < 1e-4
+    solve, exactly = (list(programs_of(M))[which] for M in (P, P.astype(float)))
+    mean = (P.astype(float) + P.T) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = solve(P)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exactly(mean), rtol=1e-4, atol=1e-6)
+    for wrong, function in ((P.astype(float), exactly), (P + 1e-2 * np.triu(P), solve)):
+        with pytest.raises(backsolve.InputError, match="not symmetric"):
+            function(wrong)

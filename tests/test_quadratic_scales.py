@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from backsolve import osqp, record
+from backsolve import clarabel, osqp, record
 
 inf = np.inf
 
@@ -46,3 +46,11 @@ def test_a_solution_of_zero_is_judged_by_the_lengths_of_the_program(q):
         x_bar = jax.jacobian(lambda q: osqp.solve(np.eye(3), q, A, l, u).x)(np.array(q, float))
     np.testing.assert_allclose(x_bar, 0, atol=1e-12)
     assert log.trusted
+
+
+@pytest.mark.parametrize("none", [1e15, 1e18, 1e20, inf])
+@pytest.mark.parametrize("solve", [osqp.solve, clarabel.solve])
+def test_a_bound_that_stands_for_none_is_none(solve, none):
+    found = solve(np.eye(2), [0.3, 2], np.eye(2), -np.ones(2), np.full(2, none))
+    np.testing.assert_allclose(found.x, [-0.3, -1], rtol=1e-12)
+    np.testing.assert_allclose(found.y, [0, -1], atol=1e-12)

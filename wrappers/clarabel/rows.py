@@ -14,12 +14,11 @@ import numpy as np
 
 from backsolve.adjoint.registry import require
 
-from ..quadratic.program import Program
+from ..quadratic.program import UNBOUNDED, Program
 from ..quasidefinite.structure import Structure
 
 __all__ = ["Rows", "rows_of"]
 
-_INFINITE = 1e20  # a bound from which on there is none
 _LOWER, _UPPER, _EQUAL = 1, 2, 4
 
 
@@ -76,5 +75,5 @@ def _rows(structure: Structure, kinds: bytes) -> Rows:
 def rows_of(program: Program) -> Rows:
     """Return the rows of a program, made once for all with the same kinds of bounds."""
     l, u = program.l, program.u
-    kinds = np.where(l == u, _EQUAL, _LOWER * (l > -_INFINITE) + _UPPER * (u < _INFINITE))
+    kinds = np.where(l == u, _EQUAL, _LOWER * (l > -UNBOUNDED) + _UPPER * (u < UNBOUNDED))
     return _rows(program.structure, kinds.astype(np.uint8).tobytes())

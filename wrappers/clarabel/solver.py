@@ -85,8 +85,8 @@ def solve(
             symmetric if both triangles are given.
         q: `(n,)`.
         A: `(m, n)`, like P.
-        l: `(m,)`, −inf where there is no bound; from −1e20 on there is none.
-        u: `(m,)`, inf where there is no bound; from 1e20 on there is none.
+        l: `(m,)`, −inf where there is no bound; from −1e15 on there is none.
+        u: `(m,)`, inf where there is no bound; from 1e15 on there is none.
         polish: False for Clarabel's own iterate, which the verdict judges as it is.
         degenerate: What a derivative is where the linearised conditions have no solution:
             `"raise"` an error, as `on_failure` says; `"nan"`; `"lstsq"`, the shortest one that

@@ -13,7 +13,7 @@ from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import InputError
 
-from ..quasidefinite.arguments import matrix_argument
+from ..quasidefinite.arguments import as_symmetric_as, matrix_argument
 from ..quasidefinite.structure import is_triangle
 from .solver import ConicSolver
 
@@ -52,6 +52,7 @@ def solve_program(
         raise InputError(f"the cones have {solver.cone.size} rows in all, but b has {m}")
     if P is not None:
         P = matrix_argument(P, "P", (n, n), "c")
+        solver = as_symmetric_as(P, solver)
         if isinstance(P, CSR):
             is_triangle(P.pattern)  # or symmetric: an error otherwise
     A = matrix_argument(A, "A", (m, n), "b and c")

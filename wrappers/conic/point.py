@@ -68,11 +68,9 @@ class Point:
     @cached_property
     def _terms(self) -> tuple[np.ndarray, np.ndarray]:
         """|P| |x| + |A|ᵀ |y| + |c| and |A| |x| + |s| + |b|."""
-        n = self.x.size
+        n, c, b = self.x.size, np.abs(self.program.c), np.abs(self.program.b)
         terms = self.program.magnitude(np.abs(np.concatenate([self.x, self.y])))
-        return terms[:n] + np.abs(self.program.c), terms[n:] + np.abs(self.s) + np.abs(
-            self.program.b
-        )
+        return terms[:n] + c, terms[n:] + np.abs(self.s) + b
 
     @cached_property
     def scales(self) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import Status
 from backsolve.residuals.conic import Cone
 
-from ..quasidefinite.matrices import Matrices
+from ..quasidefinite.matrices import ASYMMETRY, Matrices
 from .blocks import blocks_of
 
 __all__ = ["Program"]
@@ -39,13 +39,16 @@ class Program(Matrices):
         super().__init__(P, A)
         self.c, self.b, self.cone, self.blocks = c, b, cone, blocks_of(cone)
 
-    def wrong(self) -> tuple[Status, str] | None:
+    def wrong(self, asymmetry: float = ASYMMETRY) -> tuple[Status, str] | None:
         """Return what makes the program unfit for a solver, if anything.
+
+        Args:
+            asymmetry: What of P may be rounding, relative to its largest entry.
 
         Raises:
             InputError: If P is not symmetric.
         """
-        found = super().wrong()
+        found = super().wrong(asymmetry)
         if found is not None:
             return found
         # SCS calls it c, Clarabel q.

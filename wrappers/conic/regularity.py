@@ -18,6 +18,7 @@ import numpy as np
 from backsolve.adjoint.verdict import EPS
 
 from ..quasidefinite.regularity import SAFE, Null, Regularity, moved, null_of, random
+from .iterative import Iterative
 from .kkt import System
 from .point import Point
 
@@ -101,6 +102,8 @@ def _moves(point: Point, K: System, null: Null | None) -> tuple[np.ndarray, np.n
     """Return by how much y and s may be off."""
     n, m = point.x.size, point.z.size
     ρ = random(n + m) * np.concatenate(point.errors)
+    if isinstance(K, Iterative):  # solves are dear
+        ρ = ρ[:1]
     y, s = np.zeros(m), np.zeros(m)
     sides = [K.right_hand_side(r[:n], r[n:]) for r in ρ]
     for r, d in zip(ρ, moved(K, sides, null), strict=True):

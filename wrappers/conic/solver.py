@@ -27,6 +27,7 @@ from backsolve.residuals.conic import Cone, conic_program
 
 from ..quasidefinite.convexity import is_convex
 from ..quasidefinite.derivative import Origin
+from ..quasidefinite.matrices import ASYMMETRY
 from ..quasidefinite.symmetric import Symmetric
 from .kkt import System
 from .linearized import KKT, Faces, Linearized, State
@@ -75,12 +76,14 @@ class ConicSolver(Solver):
         polish: Whether the solution next to the library's is returned, or the library's.
         degenerate: What a derivative is where there is none: `"raise"`, `"nan"` or `"lstsq"`.
         origin: What the numbers of the program are functions of, if that is known.
+        asymmetry: What of P may be rounding, relative to its largest entry.
     """
 
     cone: Cone = _NOTHING
     polish: bool = True
     degenerate: str = "raise"
     origin: Origin | None = None
+    asymmetry: float = ASYMMETRY
 
     imports = (
         "scipy.linalg",
@@ -124,7 +127,7 @@ class ConicSolver(Solver):
         """Solve with the library, and polish."""
         P, c, A, b, start = params
         program = Program(P, c, A, b, self.cone)
-        wrong = program.wrong()
+        wrong = program.wrong(self.asymmetry)
         if wrong is not None:
             return Solution(None, wrong[0], message=wrong[1])
         with contextlib.closing(self.outcomes(program, start)) as outcomes:

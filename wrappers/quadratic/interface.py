@@ -13,7 +13,7 @@ from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.sparse import CSR
 from backsolve.adjoint.status import InputError
 
-from ..quasidefinite.arguments import matrix_argument
+from ..quasidefinite.arguments import as_symmetric_as, matrix_argument
 from ..quasidefinite.structure import is_triangle
 from .solver import QuadraticSolver
 
@@ -51,7 +51,7 @@ def solve_program(
     m = l.shape[0]
     if u.shape != l.shape:
         raise InputError(f"u has shape {tuple(u.shape)}, but l has {tuple(l.shape)}")
-    A = matrix_argument(A, "A", (m, n), "l and q")
+    A, solver = matrix_argument(A, "A", (m, n), "l and q"), as_symmetric_as(P, solver)
     if isinstance(P, CSR):
         is_triangle(P.pattern)  # or symmetric: an error otherwise
     params = P, q, A, l, u, _start(start, n, m)

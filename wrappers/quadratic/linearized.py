@@ -21,7 +21,7 @@ from backsolve.adjoint.norms import frobenius_norm
 from ..quasidefinite.derivative import AtPoint, ByReduction, Reduced
 from .kkt import FactoredKKT
 from .point import Point
-from .program import Program
+from .program import UNBOUNDED, Program
 from .regularity import regularity_of
 
 __all__ = ["KKT", "ActiveSet", "Linearized", "State"]
@@ -84,7 +84,7 @@ def _smooth_shares(program: Program, t: np.ndarray, μ: float) -> tuple[np.ndarr
     def slope(a):  # of (a + √(a² + 4μ)) / 2
         return 0.5 * (1.0 + a / np.sqrt(a * a + 4 * μ))
 
-    below, above = np.isfinite(program.l), np.isfinite(program.u)
+    below, above = np.abs(program.l) < UNBOUNDED, np.abs(program.u) < UNBOUNDED
     l, u = np.where(below, program.l, 0.0), np.where(above, program.u, 0.0)
     return np.where(below, slope(l - t), 0.0), np.where(above, slope(t - u), 0.0)
 

@@ -14,7 +14,7 @@ import numpy as np
 from backsolve.adjoint.cached import cached_property
 from backsolve.adjoint.status import Status
 
-from ..quasidefinite.matrices import Matrices
+from ..quasidefinite.matrices import ASYMMETRY, Matrices
 
 __all__ = ["UNBOUNDED", "Program"]
 
@@ -36,13 +36,16 @@ class Program(Matrices):
         super().__init__(P, A)
         self.q, self.l, self.u = q, l, u
 
-    def wrong(self) -> tuple[Status, str] | None:
+    def wrong(self, asymmetry: float = ASYMMETRY) -> tuple[Status, str] | None:
         """Return what makes the program unfit for a solver, if anything.
+
+        Args:
+            asymmetry: What of P may be rounding, relative to its largest entry.
 
         Raises:
             InputError: If P is not symmetric.
         """
-        found = super().wrong()
+        found = super().wrong(asymmetry)
         if found is not None:
             return found
         if not np.isfinite(self.q).all():

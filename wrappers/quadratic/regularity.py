@@ -80,8 +80,7 @@ def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
     # Of a fit without residuals all these terms are rounding, and so is what is left of them.
     rounded = _rounded(point, factored)
     # Refinement makes the largest entries of a defect small, not each beside its own terms.
-    n, program, z = point.x.size, point.program, point.z
-    F: np.ndarray = np.abs(point.F)
+    n, F, program, z = point.x.size, np.abs(point.F), point.program, point.z
     stationarity = 0.0 if rounded else F[:n].max(initial=0.0) / point.pull.max(initial=1e-300)
     slack = F[n:][active].max(initial=0.0) / point.slack_scale[active].max(initial=1e-300)
     pull = np.where(active, 0.0, F[n:] * point.influence)
@@ -92,9 +91,9 @@ def _off(point: Point, factored: FactoredKKT, active: np.ndarray) -> float:
 
 def _rounded(point: Point, factored: FactoredKKT) -> bool:
     """Tell whether stationarity is as good as K can be solved with, all in its units."""
-    e, n = np.broadcast_to(factored.sides, point.F.size), point.x.size
+    e = factored.sides
     whole = frobenius_norm(np.concatenate([point.x, point.y]) / e)
-    left = frobenius_norm(e[:n] * point.stationarity)
+    left = frobenius_norm(e * np.concatenate([point.stationarity, np.zeros_like(point.y)]))
     return left <= ROUNDED * factored.equilibrated_norm * whole
 
 

@@ -28,6 +28,7 @@ from backsolve.residuals.kkt import quadratic_program
 
 from ..quasidefinite.convexity import is_convex
 from ..quasidefinite.derivative import Origin
+from ..quasidefinite.matrices import ASYMMETRY
 from ..quasidefinite.symmetric import Symmetric
 from .linearized import KKT, ActiveSet, Linearized, State
 from .point import Point
@@ -83,11 +84,13 @@ class QuadraticSolver(Solver):
         degenerate: What a derivative is where there is none: `"raise"`, `"nan"`, `"lstsq"` or
             `"smoothed"`.
         origin: What the numbers of the program are functions of, if that is known.
+        asymmetry: What of P may be rounding, relative to its largest entry.
     """
 
     polish: bool = True
     degenerate: str = "raise"
     origin: Origin | None = None
+    asymmetry: float = ASYMMETRY
 
     imports = ("scipy.sparse", "scipy.sparse.linalg", "scipy.sparse.csgraph", "qdldl")
     capabilities = Capabilities(tolerance=1e-6, parallel=True, reports_unsolvable=True)
@@ -130,7 +133,7 @@ class QuadraticSolver(Solver):
         """Solve with the library, and polish."""
         *numbers, start = params
         program = Program(*numbers)
-        wrong = program.wrong()
+        wrong = program.wrong(self.asymmetry)
         if wrong is not None:
             return Solution(None, wrong[0], message=wrong[1])
         with contextlib.closing(self.outcomes(program, start)) as outcomes:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from backsolve.adjoint.inputs import flag, real_array
@@ -15,7 +16,7 @@ from backsolve.adjoint.policy import Policy
 from backsolve.adjoint.sparse import as_csr
 from backsolve.adjoint.status import InputError
 
-__all__ = ["check_names", "checked_options", "matrix_argument", "policy_among"]
+__all__ = ["as_symmetric_as", "check_names", "checked_options", "matrix_argument", "policy_among"]
 
 
 def policy_among(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,3 +71,13 @@ def matrix_argument(matrix: Any, name: str, shape: tuple[int, int], others: str)
             f"{name} has shape {tuple(matrix.shape)}, but {shape} is what {others} ask for"
         )
     return matrix
+
+
+def as_symmetric_as(P: Any, solver: Any) -> Any:
+    """Return the solver that lets pass what rounding makes of a symmetric P in its precision."""
+    if not jnp.issubdtype(P.dtype, jnp.floating):
+        return solver
+    eps = float(jnp.finfo(P.dtype).eps)
+    if eps <= np.finfo(np.float64).eps:
+        return solver
+    return dataclasses.replace(solver, asymmetry=float(np.sqrt(eps)))

@@ -19,9 +19,9 @@ from backsolve.adjoint.status import InputError, Status
 
 from .structure import Structure, pattern_of, structure_of
 
-__all__ = ["Matrices"]
+__all__ = ["ASYMMETRY", "Matrices"]
 
-_SYMMETRIC = 1e-9  # of the largest entry of P
+ASYMMETRY = 1e-9  # of the largest entry of P, that may be rounding
 _DENSE = 100  # size up to which a dense B is multiplied faster than a sparse one
 _ZERO = np.zeros(1)
 
@@ -35,18 +35,24 @@ class Matrices:
 
     Attributes:
         structure: Where the numbers of P and A go.
-        P: Those of the upper triangle of P, by columns.
+        P: Those of the upper triangle of P, by columns: means of both halves, if both are given.
         A: Those of A, by rows.
     """
 
     def __init__(self, P: Any, A: Any):
         self.structure: Structure = structure_of(pattern_of(P), pattern_of(A))
         self._P_data = P.data if isinstance(P, CSR) else P.ravel()
-        self.P = self._P_data[self.structure.upper]
+        upper, mirror = self.structure.upper, self.structure.mirror
+        self.P = self._P_data[upper]
+        if mirror is not upper:
+            self.P = 0.5 * self.P + 0.5 * self._P_data[mirror]
         self.A = A.data if isinstance(A, CSR) else A.ravel()
 
-    def wrong(self) -> tuple[Status, str] | None:
+    def wrong(self, asymmetry: float = ASYMMETRY) -> tuple[Status, str] | None:
         """Return what makes the matrices unfit for a solver, if anything.
+
+        Args:
+            asymmetry: What of P may be rounding, relative to its largest entry.
 
         Raises:
             InputError: If P is not symmetric.
@@ -54,11 +60,11 @@ class Matrices:
         for name, array in (("P", self._P_data), ("A", self.A)):
             if not np.isfinite(array).all():
                 return Status.NONFINITE_INPUT, f"{name} is not finite"
-        mirror = self._P_data[self.structure.mirror]
-        asymmetry = np.abs(self.P - mirror).max(initial=0.0)
-        if asymmetry > _SYMMETRIC * np.abs(self.P).max(initial=0.0):
+        halves = (self._P_data[s] for s in (self.structure.upper, self.structure.mirror))
+        apart = np.abs(np.subtract(*halves)).max(initial=0.0)
+        if apart > asymmetry * np.abs(self._P_data).max(initial=0.0):
             raise InputError(
-                f"P is not symmetric: P and its transpose differ by up to {asymmetry:.3g}; give "
+                f"P is not symmetric: P and its transpose differ by up to {apart:.3g}; give "
                 "both triangles, (P + P.T) / 2, or a sparse matrix of the upper one alone"
             )
         return None
