@@ -18,6 +18,8 @@ from backsolve.adjoint.policy import current_policy
 from backsolve.adjoint.problem import _made, make_problem
 from backsolve.adjoint.trees import Tree
 
+pytestmark = pytest.mark.jax_versions
+
 MANY = 1100  # more problems than are remembered
 
 
