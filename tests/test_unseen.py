@@ -297,7 +297,6 @@ def test_a_root_of_zero_that_hides_a_parameter_is_not_trusted():
 
 
 def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
-    doubts = set()
     for trial in range(12):
         rng = np.random.default_rng(trial)
         M = rng.standard_normal((4, 4)) * 10 ** rng.uniform(-2, 0, 4)
@@ -315,5 +314,4 @@ def test_an_unpolished_point_may_be_on_either_side_of_a_kink():
             np.ones(4),
         )
         assert record.trusted is False
-        doubts.add(record.doubt.split(" (")[0])
-    assert "a kink is nearer" in doubts
+        assert record.doubt.startswith(("a kink is nearer", "1 constraint is weakly active"))

@@ -117,8 +117,7 @@ class SuperLU(LinearSolver):
                     matrix.nnz,
                 )
             except RuntimeError as error:
-                singular = "singular" in str(error)  # "Factor is exactly singular"
-                return Solution(None, Status.SINGULAR if singular else Status.UNKNOWN)
+                return Solution(None, _status_of(str(error)), message=str(error))
         return Solution(state.lu.solve(rhs, "T" if transposed else "N"), state=state)
 
     def example(self, rng):
@@ -128,6 +127,13 @@ class SuperLU(LinearSolver):
         np.fill_diagonal(A, 3.0 + rng.random(n))
         A[0, n - 1], A[n - 1, 0] = 1.0, 0.0
         return as_csr(require("scipy.sparse").csr_array(A)), rng.standard_normal(n)
+
+
+def _status_of(error: str) -> Status:
+    """Return what SciPy means: "Factor is exactly singular", "SUPERLU_MALLOC fails for …"."""
+    if "singular" in error:
+        return Status.SINGULAR
+    return Status.OUT_OF_MEMORY if "alloc" in error.lower() else Status.UNKNOWN
 
 
 @functools.lru_cache(maxsize=256)
