@@ -3,9 +3,9 @@
 Taylor        ‖f(θ + h v) − f(θ) − h J v‖ = O(h²) on a ladder of h
 transposition ⟨u, J v⟩ = ⟨Jᵀ u, v⟩, with Jᵀ the transposed of the linearised f
 duality       the same, with tangent and adjoint each run on its own
-
-In each v but one leaf of θ moves, as leaves may have different units
 verdict       what the linear solves inside of f say of themselves
+
+In each v one leaf of θ moves, and no other: leaves may have different units.
 """
 
 from __future__ import annotations
