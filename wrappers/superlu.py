@@ -117,7 +117,7 @@ class SuperLU(LinearSolver):
                     matrix.nnz,
                 )
             except RuntimeError as error:
-                return Solution(None, _status_of(str(error)), message=str(error))
+                return _failed(str(error))
         return Solution(state.lu.solve(rhs, "T" if transposed else "N"), state=state)
 
     def example(self, rng):
@@ -129,11 +129,12 @@ class SuperLU(LinearSolver):
         return as_csr(require("scipy.sparse").csr_array(A)), rng.standard_normal(n)
 
 
-def _status_of(error: str) -> Status:
+def _failed(error: str) -> Solution:
     """Return what SciPy means: "Factor is exactly singular", "SUPERLU_MALLOC fails for …"."""
     if "singular" in error:
-        return Status.SINGULAR
-    return Status.OUT_OF_MEMORY if "alloc" in error.lower() else Status.UNKNOWN
+        return Solution(None, Status.SINGULAR)
+    status = Status.OUT_OF_MEMORY if "alloc" in error.lower() else Status.UNKNOWN
+    return Solution(None, status, message=error)
 
 
 @functools.lru_cache(maxsize=256)
