@@ -35,10 +35,15 @@ from .verdict import EPS, in_doubt, ratio
 __all__ = ["Drift", "Nearby", "drift", "nearby"]
 
 # The backward error of x̂ up to which only what a system magnifies twice can matter, d and then δJ;
-# what rounding is; and the share of its change that F has at most a tenth of the way.
+# what rounding is.
 _CONVERGED = 1e-12
 _ROUNDING = 16 * EPS
-_SOON = 0.35
+
+# A tenth of the way, there and back, and how much of its change F may have there: curvature does a
+# tenth at most, as a kink does, and a square root behind a kink a third, on the way there. What has
+# done more is rounding, which does as much everywhere, and by chance little at one point.
+_TENTHS = (0.1, -0.1)
+_SOON = (0.35, 0.15)
 
 # By how much of its size a leaf of θ is moved for B, and x̂ for δJ; the error of x̂ times κ̂, in units
 # of the tolerance, up to which δJ does not matter.
@@ -142,7 +147,7 @@ class Drift:
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
         if self._straight and eta <= _CONVERGED:
             return
-        self._there, self._early = near.F(d), near.F(0.1 * d)
+        self._there, self._early = near.F(d), [near.F(t * d) for t in _TENTHS]
         self.rho, self._rows = self._curvature(eta), list(self._changes_in_parameters())
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
@@ -163,11 +168,11 @@ class Drift:
             return point + 2.0 * self.rho
         if transposed:
             sight = self._sight
-            turned, early = (math.inf, math.inf) if sight is None else sight.lengths(v)
+            lengths = [] if sight is None else sight.lengths(v)
         else:
-            turned, early = (self._solved(change) for change in self._changes(v))
-        # Rounding does as much a tenth of the way as at its end.
-        hidden = not early <= _SOON * turned < math.inf
+            lengths = [self._solved(change) for change in self._changes(v)]
+        turned, *early = lengths or [math.inf] * (1 + len(_TENTHS))
+        hidden = _soon(early, turned) or not turned < math.inf
         turned = assumed if hidden and not turned <= assumed * length else turned / length
         return point + max(2.0 * self.rho, turned)
 
@@ -176,17 +181,19 @@ class Drift:
         return Sight.of(self._problem, self._entry, self._changes)
 
     def _changes(self, w: np.ndarray) -> list[np.ndarray]:
-        """Return δJ w, by differences along w, at the end of the way and at a tenth of it."""
+        """Return δJ w, by differences along w, at the end of the way and at its tenths."""
         near, d = self._near, self._d
         assert near is not None
         # A short way would drown in rounding, were the other side of the parallelogram as short.
         h = ratio(max(self._length, _SIDE * near.size), frobenius_norm(w))
         if not 0.0 < h < math.inf:
-            return [np.zeros_like(w)] * 2
+            return [np.zeros_like(w)] * (1 + len(_TENTHS))
         side = near.F(-h * w) - self._F
         there = near.F(d - h * w) - self._there - side
-        early = near.F(0.1 * d - h * w) - self._early - side
-        return [there / h, early / h]
+        early = [
+            near.F(t * d - h * w) - F - side for t, F in zip(_TENTHS, self._early, strict=True)
+        ]
+        return [change / h for change in (there, *early)]
 
     def _solved(self, r: np.ndarray) -> float:
         δv = corrected(self._problem, self._entry, r)
@@ -200,20 +207,25 @@ class Drift:
         rho = ratio(change, frobenius_norm(self._F))
         if rho <= _ROUNDING / eta:
             return 0.0
-        # A tenth of the way, curvature has done a hundredth of that, a kink a tenth at most, a
-        # square root behind it a third. What has done more is rounding, where large terms cancel.
-        early = frobenius_norm(self._early - (0.9 * self._F + 0.1 * left))
-        return 0.0 if early > _SOON * change else rho
+        early = [
+            frobenius_norm(F - ((1.0 - t) * self._F + t * left))
+            for t, F in zip(_TENTHS, self._early, strict=True)
+        ]
+        return 0.0 if _soon(early, change) else rho
 
     def _changes_in_parameters(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Return |B u| of each leaf of θ, and by how much it changes, and a tenth of the way."""
+        """Return |B u| of each leaf of θ, and by how much it changes, there and at the tenths."""
         near, d = self._near, self._d
         assert near is not None
         for θ in near.moved():
             Bu = near.F(0.0 * d, θ) - self._F
             if np.isfinite(Bu).all():  # or F is not defined for so large a u
                 change = near.F(d, θ) - self._there - Bu
-                yield abs(Bu), abs(change), abs(near.F(0.1 * d, θ) - self._early - Bu)
+                early = [
+                    abs(near.F(t * d, θ) - F - Bu)
+                    for t, F in zip(_TENTHS, self._early, strict=True)
+                ]
+                yield abs(Bu), abs(change), *early
 
     def _beta_of_tangent(self, system: System, j: int) -> float:
         if not self._rows:
@@ -228,13 +240,17 @@ class Drift:
         """Return β, or zero where it is not known."""
         β, weight = 0.0, abs(w)
         for rows in self._rows:
-            Bu, change, early = (float(weight @ row) for row in rows)
+            Bu, change, *early = (float(weight @ row) for row in rows)
             if math.isnan(change):
                 return math.inf
-            # Rounding does as much a tenth of the way as at its end.
-            if ratio(change, Bu) > β and not early > _SOON * change:
+            if ratio(change, Bu) > β and not _soon(early, change):
                 β = ratio(change, Bu)
         return β
+
+
+def _soon(early: Sequence[float], change: float) -> bool:
+    """Tell whether a change is there too soon; it is not where F is not defined, at NaN."""
+    return any(size > share * change for size, share in zip(early, _SOON, strict=True))
 
 
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells
