@@ -12,17 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .claims import Claim, ClaimedDense, ClaimedSparse
 from .contract import Solver
 from .jax_compat import NestedFunction
-from .operators import (
-    Claim,
-    ClaimedDense,
-    ClaimedSparse,
-    Dense,
-    MatrixFree,
-    Operator,
-    Sparse,
-)
+from .operators import Dense, MatrixFree, Operator, Sparse
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
 from .status import InputError, SolverNotFound
@@ -238,13 +231,12 @@ def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, 
 
 
 def _claim_of_pattern(n: int, *dtypes: Any) -> Claim:
-    return Claim("pattern misses entries of the Jacobian", n, _tolerance(dtypes))
+    return Claim("pattern misses entries of the Jacobian", n, _unit(dtypes))
 
 
-def _tolerance(dtypes: Sequence[Any]) -> float:
-    """Return up to which two products with J agree, by the coarsest type they are computed in."""
-    units = [jnp.finfo(dtype).eps for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
-    return max(1e-6, 1e4 * float(max(units)))
+def _unit(dtypes: Sequence[Any]) -> float:
+    """Return the rounding unit of the coarsest type."""
+    return max(float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.floating))
 
 
 def _sparsity_tool() -> Any:
@@ -297,7 +289,7 @@ def _declared_operator(F: FlatResidual, *, compared: bool) -> Operator:
     if not compared or solver.jacobian.__module__.startswith("backsolve."):  # tested to be right
         return Sparse(J.pattern) if isinstance(J, CSR) else Dense(n)
     text = f"the Jacobian of {solver.__name__} is not the derivative of its residual"
-    claim = Claim(text, n, 10 * _tolerance(F.dtypes))
+    claim = Claim(text, n, _unit(F.dtypes), slack=10.0)
     return ClaimedSparse(J.pattern, claim) if isinstance(J, CSR) else ClaimedDense(n, claim)
 
 

@@ -22,19 +22,33 @@ from .group import ALONE, Group
 from .jax_compat import NestedFunction
 from .norms import frobenius_norm
 from .sparse import CSR, Pattern
-from .status import InputError
-from .verdict import ratio
+from .verdict import EPS, ratio
 
 __all__ = [
-    "Claim",
-    "ClaimedDense",
-    "ClaimedSparse",
+    "ROUNDING",
+    "SIGMAS",
     "Dense",
     "HostOperator",
     "MatrixFree",
     "Operator",
     "Sparse",
+    "probe_of_products",
 ]
+
+
+# How many times as far off as a random vector shows matrices may be; and what is rounding of two
+# products, in units of that of their terms.
+SIGMAS = 3.0
+ROUNDING = 16.0
+_PAIRS = 3  # of random vectors
+
+
+@functools.lru_cache(maxsize=16)
+def probe_of_products(n: int) -> np.ndarray:
+    """Return a random vector without an entry near zero, exact in single precision."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice((-1.0, 1.0), n)
+    return (signs * rng.uniform(0.5, 1.5, n)).astype(np.float32).astype(float)
 
 
 class Operator:
@@ -73,12 +87,13 @@ class Operator:
         """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
         raise NotImplementedError
 
-    def asymmetry(self, operands: Sequence[np.ndarray]) -> float:
-        """Return how far the products with J and Jᵀ are from belonging together, relative to J.
+    def misfit(self, operands: Sequence[np.ndarray], *, transposed: bool) -> float:
+        """Return how far what is solved with is from the J, or Jᵀ, of F, relative to J.
 
-        Zero where one is made from the other; to be measured where they are declared apart.
+        Measured at random vectors, without what is rounding, where somebody declared it. Zero
+        where it is made from F.
         """
-        del operands
+        del operands, transposed
         return 0.0
 
     def prepare(self, operands: Sequence[jax.ShapeDtypeStruct]) -> None:
@@ -148,82 +163,6 @@ class Sparse(Operator):
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What somebody says of ∂F/∂x, without which J would be wrong.
-
-    Attributes:
-        text: What is not so, if J z is not what F says.
-        n: Size.
-        tolerance: Up to which they agree, in units of the terms of each row.
-    """
-
-    text: str
-    n: int
-    tolerance: float
-
-    @property
-    def z(self) -> np.ndarray:
-        """The vector that is multiplied."""
-        return _vector_of_claims(self.n)
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def check(self, got: np.ndarray, truth: np.ndarray, terms: np.ndarray) -> None:
-        """Compare J z with (∂F/∂x) z; terms is |J| |z|.
-
-        Raises:
-            InputError: If a row differs.
-        """
-        # Each row by its own size: that of its terms, or of what it should be. Rows in other units
-        # have nothing to do with it but for the rounding of what they share.
-        largest = np.abs(truth[np.isfinite(truth)]).max(initial=0.0)
-        size = np.maximum(np.maximum(terms, np.abs(truth)), 1e-7 * largest)
-        off = np.abs(got - truth) > self.tolerance * size  # none, if both are not finite
-        wrong = np.flatnonzero(off | (np.isfinite(got) & ~np.isfinite(truth)))
-        if wrong.size:
-            raise InputError(f"{self.text} in {wrong.size} rows, first in row {wrong[0]}")
-
-
-@functools.lru_cache(maxsize=16)
-def _vector_of_claims(n: int) -> np.ndarray:
-    """Return a random vector without an entry near zero, exact in single precision."""
-    rng = np.random.default_rng(0)
-    signs = rng.choice((-1.0, 1.0), n)
-    return (signs * rng.uniform(0.5, 1.5, n)).astype(np.float32).astype(float)
-
-
-class _Claimed(Operator):
-    """A matrix that is compared, once for each J, with its last operand: what J z should be."""
-
-    claim: Claim
-
-    def norm(self, operands):
-        """Return the Frobenius norm of a J that is what was claimed.
-
-        Raises:
-            InputError: If it is not.
-        """
-        J, truth = operands[0], operands[-1]
-        got = self.apply([J], self.claim.z, transposed=False)
-        terms = self.apply([np.abs(J)], np.abs(self.claim.z), transposed=False)
-        self.claim.check(got, truth, terms)
-        return super().norm(operands)
-
-
-@dataclass(frozen=True)
-class ClaimedDense(_Claimed, Dense):
-    """A dense matrix that somebody declared; its operands are the array and what J z should be."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True)
-class ClaimedSparse(_Claimed, Sparse):
-    """A CSR matrix on a pattern that somebody gave, or declared as a whole; see `ClaimedDense`."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True)
 class MatrixFree(Operator):
     """A matrix that is known by its products only.
 
@@ -233,7 +172,7 @@ class MatrixFree(Operator):
         transposed_product: `(operands, v) -> Jᵀ v` for the solver to use; by default
             `jax.linear_transpose` of `product`.
         transposable: Whether `product` has a linear transpose: results are then checked with it,
-            so that a wrong `transposed_product` is found out. If not, `asymmetry` finds it.
+            so that a wrong `transposed_product` is found out. If not, `misfit` tells of it.
     """
 
     n: int
@@ -289,14 +228,18 @@ class MatrixFree(Operator):
         z = np.random.default_rng(self.n).standard_normal(self.n)
         return frobenius_norm(self.apply(operands, z, transposed=False))
 
-    def asymmetry(self, operands):
-        """Return the larger of two `|⟨u, J z⟩ − ⟨Jᵀ u, z⟩| / ‖J z‖`, for random u and z."""
-        if self.transposable or self.transposed_product is None:
+    def misfit(self, operands, *, transposed):
+        """Return what the largest `|⟨u, J z⟩ − ⟨Jᵀ u, z⟩| / ‖J z‖` of a few u and z shows."""
+        if self.transposable or self.transposed_product is None or not transposed:
             return 0.0
-        z, *us = np.random.default_rng(self.n).standard_normal((3, self.n))
-        Jz = self.apply(operands, z, transposed=False)
-        apart = [abs(u @ Jz - self.apply(operands, u, transposed=True) @ z) for u in us]
-        return ratio(max(apart), frobenius_norm(Jz))
+        rng, vector, found = np.random.default_rng(self.n), probe_of_products(self.n), [0.0]
+        for _ in range(_PAIRS):
+            u, z = (rng.choice((-1.0, 1.0), self.n) * rng.permutation(vector) for _ in range(2))
+            Jz = self.apply(operands, z, transposed=False)
+            apart = abs(u @ Jz - self.apply(operands, u, transposed=True) @ z)
+            apart -= ROUNDING * EPS * (abs(u) @ abs(Jz))
+            found.append(ratio(float(max(apart, 0.0)), frobenius_norm(Jz)))
+        return SIGMAS * float(np.max(found))  # NaN, if there is one
 
     def prepare(self, operands):
         """Compile the products."""

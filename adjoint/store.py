@@ -40,7 +40,7 @@ class Entry:
         operands: Copies of the numbers that the work belongs to.
         state: What the linear solver keeps, or None.
         norm: ‖J‖.
-        asymmetry: How far the products with J and Jᵀ are apart, or None.
+        misfits: How far what is solved with is from J and from Jᵀ, or None.
         probe: The free lower bound of the condition number from a random right-hand side, or None.
         probed: Whether an iterative solver was asked for a random right-hand side.
         condition: The estimated condition number, or None.
@@ -49,11 +49,11 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
-        "asymmetry",
         "condition",
         "digest",
         "key",
         "lock",
+        "misfits",
         "nbytes",
         "norm",
         "operands",
@@ -69,7 +69,7 @@ class Entry:
         self.operands = [_frozen_copy(a) for a in operands]
         self.state: Any = None
         self.norm: float | None = None
-        self.asymmetry: float | None = None
+        self.misfits: list[float | None] = [None, None]
         self.probe: float | None = None
         self.probed = False
         self.condition: float | None = None

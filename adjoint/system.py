@@ -26,6 +26,11 @@ from .verdict import EPS, Conditioning, not_solved, ratio, singular
 
 __all__ = ["System", "judged", "solve_system"]
 
+_DECLARED = (
+    "what was declared of the Jacobian, or of its transpose (pattern=, vecmat=, a Jacobian), is "
+    "not so: at random vectors they differ by {:.1e}, which the system may magnify"
+)
+
 
 @dataclass
 class System:
@@ -40,6 +45,7 @@ class System:
         linear_residual: ‖J v − r‖ / ‖r‖ per column.
         eta: ‖J v − r‖ / (‖J‖ ‖v‖) per column, at least the rounding unit.
         norm: ‖J‖.
+        declared: The relative error that comes from solving with another J, or Jᵀ, than that of F.
         conditioning: The condition number, or None if the solve failed.
         solution: What the library returned.
         reuse: Where the factorisation came from, `""` if there is none.
@@ -55,6 +61,7 @@ class System:
     linear_residual: list[float]
     eta: list[float]
     norm: float
+    declared: float
     conditioning: Conditioning | None
     solution: Solution
     reuse: str
@@ -69,7 +76,9 @@ class System:
         """
         if self.conditioning is None:
             return None
-        return self.conditioning.error(j, self.eta[j] if self.length[j] else 0.0, eta_primal)
+        if not self.length[j]:
+            return self.conditioning.error(j, 0.0, eta_primal)
+        return self.conditioning.error(j, self.eta[j], eta_primal) + self.declared
 
     def gain(self, j: int) -> float:
         """Return how many times as much the system may magnify a change of r as it magnifies r."""
@@ -116,8 +125,6 @@ def solve_system(
                 problem.policy, solver, operator, R, entry, transposed=transposed
             )
             status = [e if s is Status.SUCCESS else s for s, e in zip(status, ended, strict=True)]
-            if transposed and not solution.doubt:
-                solution.doubt = _not_the_transpose(problem.policy, operator, operands, entry)
         V = solution.value
         if Status.SUCCESS in status:
             if len(sizes) == 1:
@@ -128,6 +135,7 @@ def solve_system(
         else:
             defect = np.full(R.shape, np.nan)
         reuse = "" if entry.state is None else (found if entry.state is earlier else "new")
+        solved = Status.SUCCESS in status
         return judged(
             problem.policy,
             solver,
@@ -140,21 +148,17 @@ def solve_system(
             status=status,
             tickets=tickets,
             transposed=transposed,
+            misfit=_misfit(operator, operands, entry, transposed) if solved else 0.0,
         )
 
 
-def _not_the_transpose(
-    policy: Policy, operator: Operator, operands: Sequence[np.ndarray], entry: Entry
-) -> str:
-    """Return the doubt that what was solved with is not Jᵀ, or none."""
-    if entry.asymmetry is None:
-        entry.asymmetry = operator.asymmetry(operands)
-    if entry.asymmetry <= 0.1 * policy.gradient_tol:
-        return ""
-    return (
-        "the product with Jᵀ that was given, vecmat= for example, is not the transpose of that "
-        f"with J: at random vectors they differ by {entry.asymmetry:.1e}"
-    )
+def _misfit(
+    operator: Operator, operands: Sequence[np.ndarray], entry: Entry, transposed: bool
+) -> float:
+    found = entry.misfits[transposed]
+    if found is None:
+        found = entry.misfits[transposed] = operator.misfit(operands, transposed=transposed)
+    return found
 
 
 def judged(
@@ -170,6 +174,7 @@ def judged(
     status: list[Status],
     tickets: np.ndarray | None,
     transposed: bool,
+    misfit: float = 0.0,
 ) -> System:
     """Return a solved system with its verdict, and keep the entry in the store if it is new.
 
@@ -187,6 +192,7 @@ def judged(
         status: One per column, before its result was looked at.
         tickets: Of the solves that are differentiated, if any.
         transposed: Whether J is Jᵀ.
+        misfit: How far what was solved with is from J, or Jᵀ, relative to it.
     """
     group, norm, V = operator.group, entry.norm, solution.value
     lengths, defects = group.norms(V), group.norms(defect)
@@ -202,7 +208,7 @@ def judged(
                 status[j] = Status.NONFINITE_OUTPUT
             elif not_solved(eta[j], residual[j]):
                 status[j] = Status.NOT_SOLVED
-    conditioning = None
+    conditioning, declared = None, 0.0
     good = [j for j, ended in enumerate(status) if ended is Status.SUCCESS]
     if good:
         known = policy, solver, operator, entry, bound
@@ -212,9 +218,14 @@ def judged(
                 left = _defects(group, norm, defect, eta, good, tickets, transposed)  # type: ignore[arg-type]
             conditioning = by_correction(*known, **left)
         else:
-            conditioning = by_estimate(*known, max(eta[j] for j in good))
+            conditioning = by_estimate(*known, max(eta[j] for j in good) + misfit)
         if conditioning.kind == "estimate" and singular(conditioning.value):
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
+        # A bound may be what a random vector shows, of which a direction is a small part.
+        declared = misfit * conditioning.value
+        declared *= math.sqrt(operator.n) if conditioning.kind == "bound" and misfit else 1.0
+        if not declared <= policy.gradient_tol and not solution.doubt:
+            solution.doubt = _DECLARED.format(misfit)
     if reuse == "new":
         store.keep(entry)
     return System(
@@ -226,6 +237,7 @@ def judged(
         linear_residual=residual,
         eta=eta,
         norm=norm,  # type: ignore[arg-type]
+        declared=declared,
         conditioning=conditioning,
         solution=solution,
         reuse=reuse,

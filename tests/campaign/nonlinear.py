@@ -158,7 +158,7 @@ def case_of(name, function, θ, more, x_bar, jit=False):
 
 
 def compared(name, x, θ, x_bar, found, verdict, log):
-    """Return the case of what was found at x."""
+    """Return the case of what was found at x; None for a part of θ that was not asked for."""
     true = truth(EQUATIONS[name], x, θ, x_bar)
     numbers = {"equation": name} | said(log)
     if true is None:
@@ -167,8 +167,12 @@ def compared(name, x, θ, x_bar, found, verdict, log):
         return Case(verdict, error, False, numbers)
     z, bars, sizes, sigma = true
     error = np.nan
-    if found is not None and all(np.isfinite(part).all() for part in found):
-        error = max(map(distance, found, bars, sizes))
+    if found is not None:
+        parts = [
+            part for part in zip(found, bars, sizes, strict=False) if part[0] is not None
+        ]  # without what was given beside θ
+        if all(np.isfinite(part).all() for part, *_ in parts):
+            error = max(map(distance, *zip(*parts, strict=True)))
     numbers |= {"sigma": sigma, "off": distance(x, z)}
     return Case(verdict, error, sigma >= 1e-8, numbers)
 

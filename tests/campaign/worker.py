@@ -11,7 +11,7 @@ import warnings
 __all__ = ["MODULES", "Worker", "attempt", "load"]
 
 MODULES = (
-    *("linear", "iterative", "least_squares", "nonlinear", "minima", "paths"),
+    *("linear", "iterative", "least_squares", "nonlinear", "uses", "minima", "paths"),
     *("quadratic", "conic", "layers", "sets"),
 )
 

@@ -254,7 +254,7 @@ def from_snes(
 
     The SNES keeps its options, its residual and its Jacobian, which may be any Python or C code.
     Derivatives are solved by its own KSP, with the Jacobian computed at the solution. That the
-    Jacobian belongs to the residual is checked by differences, two evaluations for each.
+    Jacobian belongs to the residual is checked by differences, four evaluations for each.
 
     Args:
         snes: The SNES, with its function and Jacobian set; sequential.

@@ -104,9 +104,9 @@ class _FromGuess(Operator):
         """Return the norm of A."""
         return self.inner.norm(operands[:-1])
 
-    def asymmetry(self, operands):
+    def misfit(self, operands, *, transposed):
         """Return that of A."""
-        return self.inner.asymmetry(operands[:-1])
+        return self.inner.misfit(operands[:-1], transposed=transposed)
 
     def prepare(self, operands):
         """Compile the products of A."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ _JACOBIAN_TOL = 1e-5
 _RESIDUAL_TOL, _ROW_TOL = 1e-4, 1e-2
 # Types of matrices that hold all of their values.
 _STORED = ("seqaij", "seqbaij", "seqsbaij", "seqdense")
+_SIGMAS = 3.0  # how many times as far off as it seems J may be, or differences
 STEP = 6e-6  # of central differences: the cube root of the rounding unit
 
 
@@ -106,9 +108,9 @@ class Handle(Owner):
             self.snes.computeFunction(self._x, self._f)
         return np.array(self._f.getArray(readonly=True))
 
-    def along(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def along(self, x: np.ndarray, v: np.ndarray, wider: float = 1.0) -> np.ndarray:
         """Return `(∂F/∂x) v` by central differences, for the parameters that are set."""
-        h = STEP * max(1.0, float(np.abs(x).max())) / max(float(np.abs(v).max()), 1e-300)
+        h = wider * STEP * max(1.0, float(np.abs(x).max())) / max(float(np.abs(v).max()), 1e-300)
         return (self.residual_here(x + h * v) - self.residual_here(x - h * v)) / (2 * h)
 
     @contextlib.contextmanager
@@ -242,6 +244,7 @@ class _JacobianWorkspace(UserWorkspace):
         self._handle = handle
         self._v = np.random.default_rng(handle.n).choice((-1.0, 1.0), handle.n)
         self._Jv: np.ndarray | None = None
+        self.misfit = 0.0
         A, P = handle.snes.getJacobian()[:2]
         if A.getType() == "mffd":  # -snes_mf_operator: P is the Jacobian, if it passes the check
             A = P
@@ -281,7 +284,7 @@ class _JacobianWorkspace(UserWorkspace):
         handle, snes = self._handle, self._handle.snes
         J.check_residual()
         handle.set_params(J.params)
-        truth = handle.along(J.x, self._v)
+        truth, wider = (handle.along(J.x, self._v, h) for h in (1.0, 2.0))
         self._x.setArray(J.x)
         given, P = snes.getJacobian()[:2]
         iterations = snes.getIterationNumber()
@@ -293,9 +296,13 @@ class _JacobianWorkspace(UserWorkspace):
         if not self.A.assembled:
             self.A.assemble()
         self._Jv = self._product()
-        off = ratio(frobenius_norm(self._Jv - truth), frobenius_norm(truth))
-        if not off <= _JACOBIAN_TOL:
+        off, size = frobenius_norm(self._Jv - truth), frobenius_norm(truth)
+        if not ratio(off, size) <= _JACOBIAN_TOL:
+            off = ratio(off, size)
             raise _WrongJacobian(f"J v differs from differences of the residual by {off:.1e}")
+        # What differences differ by from one another is theirs.
+        off -= _SIGMAS * frobenius_norm(wider - truth)
+        self.misfit = _SIGMAS * ratio(max(off, 0.0), size)
 
     def solve(self, b, tolerances, *, transposed, x0=None):
         """Solve, with the tolerances given: not with those that Eisenstat and Walker choose."""
@@ -366,6 +373,16 @@ class UserJacobian(Operator):
             x.setArray(v)
             (A.multTranspose if transposed else A.mult)(x, y)
             return np.array(y.getArray(readonly=True))
+
+    def misfit(self, operands, *, transposed):
+        """Return how far J v is from differences of the residual, beyond what these are good to."""
+        del transposed
+        with entered() as PETSc:
+            try:
+                workspace: Any = self._loaded(operands).workspace
+                return workspace.misfit
+            except (PETSc.Error, _WrongJacobian):  # which the solve did not meet
+                return math.inf
 
     def norm(self, operands):
         """Return the Frobenius norm, or an estimate of it if only products are known."""
