@@ -22,7 +22,9 @@ from backsolve.adjoint.verdict import ratio
 from .errors import failed
 from .library import entered
 from .options import as_options
-from .user_snes import STEP, Handle, Linearised, UserJacobian
+from .user_jacobian import JacobianWorkspace, Linearised, UserJacobian
+from .user_snes import STEP, Handle
+from .workspace import changed_by
 
 __all__ = ["DifferentiableSNES", "from_snes"]
 
@@ -296,7 +298,8 @@ def from_snes(
     options = as_options(adjoint_options, "adjoint_options")
     with entered() as PETSc:
         _check_snes(PETSc, snes)
-        handle = Handle(PETSc, snes, set_params, options)
+        changed_by(PETSc, options)  # before there is a workspace that reads them
+        handle = Handle(PETSc, snes, set_params, lambda h: JacobianWorkspace(PETSc, h, options))
     if x0 is None:
         x0 = np.zeros(handle.n)
     x0 = np.array(real_array(x0, "x0", ndim=1), np.float64)
