@@ -20,7 +20,9 @@ from .case import Case, Family, distance, gradient, judged, with_room
 from .linear import said
 from .matrices import condition
 
-__all__ = ["FAMILIES", "NUMBERS", "truth"]
+__all__ = ["FAMILIES", "NUMBERS", "exact_adjoint", "exact_root", "implicit", "truth"]
+
+_MPF = np.vectorize(mpmath.mpf, otypes=[object])
 
 N = 4
 NUMBERS = types.SimpleNamespace(
@@ -101,39 +103,56 @@ def truth(F, x, θ, x_bar):
 
     None if there is no root there: if Newton's method does not converge to 60 digits.
     """
-    if not np.isfinite(x).all():
-        return None
     with mpmath.workdps(90):
-        θ, z = [_exact(a) for a in θ], _exact(x)
-        for _ in range(25):
-            r, J = F(z, *θ, NUMBERS), _jacobian(lambda z: F(z, *θ, NUMBERS), z)
-            try:
-                move = np.array(list(mpmath.lu_solve(mpmath.matrix(J.tolist()), _column(r))))
-            except ZeroDivisionError:
-                return None
-            z, size = z - move, max(map(abs, z)) + mpmath.mpf(10) ** -30
-            if not max(map(abs, move)) < 10 * size:
-                return None
-            if max(map(abs, move)) < mpmath.mpf(10) ** -60 * size:
-                break
-        else:
+        θ, z, x_bar = [_exact(a) for a in θ], exact_root(F, x, θ), _exact(x_bar)
+        if z is None:
             return None
-        J = _jacobian(lambda z: F(z, *θ, NUMBERS), z)
-        λ = np.array(list(mpmath.lu_solve(mpmath.matrix(J.T.tolist()), _column(_exact(x_bar)))))
-        bars, sizes = [], []
-        for i, part in enumerate(θ):
-            B = _jacobian(lambda part, i=i: F(z, *θ[:i], part, *θ[i + 1 :], NUMBERS), part)
-            bars.append((-(B.T @ λ)).reshape(part.shape).astype(float))
-            sizes.append(float(np.linalg.norm(B.astype(float)) * np.linalg.norm(λ.astype(float))))
-        return z.astype(float), bars, sizes, condition(J.astype(float))
+        λ, bars = exact_adjoint(F, z, θ, x_bar)
+        sizes, length = [], float(np.linalg.norm(λ.astype(float)))
+        for B in _jacobians(F, z, θ):
+            sizes.append(float(np.linalg.norm(B.astype(float))) * length)
+        J = _jacobian(lambda z: F(z, *θ, NUMBERS), z).astype(float)
+        return z.astype(float), [bar.astype(float) for bar in bars], sizes, condition(J)
+
+
+def exact_root(F, x, θ):
+    """Return the root next to x, of as many digits as are set; None if there is none."""
+    if not np.isfinite(np.asarray(x, float)).all():
+        return None
+    z = _exact(x)
+    for _ in range(25):
+        r, J = F(z, *θ, NUMBERS), _jacobian(lambda z: F(z, *θ, NUMBERS), z)
+        try:
+            move = _solved(J, r)
+        except ZeroDivisionError:
+            return None
+        z, size = z - move, max(map(abs, z)) + mpmath.mpf(10) ** -30
+        if not max(map(abs, move)) < 10 * size:
+            return None
+        if max(map(abs, move)) < mpmath.mpf(10) ** -60 * size:
+            return z
+    return None
+
+
+def exact_adjoint(F, z, θ, x_bar):
+    """Return λ and the derivatives of ⟨x̄, x⟩ in θ at a root."""
+    λ = _solved(_jacobian(lambda z: F(z, *θ, NUMBERS), z).T, x_bar)
+    pairs = zip(_jacobians(F, z, θ), θ, strict=True)
+    return λ, [(-(B.T @ λ)).reshape(part.shape) for B, part in pairs]
+
+
+def _jacobians(F, z, θ):
+    for i, part in enumerate(θ):
+        yield _jacobian(lambda part, i=i: F(z, *θ[:i], part, *θ[i + 1 :], NUMBERS), part)
 
 
 def _exact(array):
-    return np.vectorize(mpmath.mpf, otypes=[object])(np.asarray(array, float))
+    array = np.asarray(array)
+    return array if array.dtype == object else _MPF(array.astype(float))
 
 
-def _column(r):
-    return mpmath.matrix(list(r))
+def _solved(A, r):
+    return np.array(list(mpmath.lu_solve(mpmath.matrix(A.tolist()), mpmath.matrix(list(r)))))
 
 
 def _jacobian(f, x):
@@ -214,7 +233,7 @@ def by_snes(loose, rng):
 
 
 @functools.cache
-def _implicit(name, dtype=np.float64):
+def implicit(name, dtype=np.float64):
     F = EQUATIONS[name]
 
     def given(A, b, point):
@@ -253,7 +272,7 @@ def in_single_precision(rng):
     if not np.isfinite(x).all():
         x = np.ones_like(x)
     x_bar = np.float32(rng.standard_normal(N))
-    case = case_of(name, _implicit(name, np.float32), (A, b), (x,), x_bar)
+    case = case_of(name, implicit(name, np.float32), (A, b), (x,), x_bar)
     return with_room(case, case.numbers.get("sigma", 0.0) >= 1e-2)
 
 
@@ -301,7 +320,7 @@ def contraction(rng):
 FAMILIES = (
     Family("snes", "petsc.snes", functools.partial(by_snes, False)),
     Family("snes, loose", "petsc.snes, loose", functools.partial(by_snes, True)),
-    Family("implicit", "implicit, roots", functools.partial(by_one_s_own, _implicit)),
+    Family("implicit", "implicit, roots", functools.partial(by_one_s_own, implicit)),
     Family("implicit, single", "implicit, single precision", in_single_precision),
     Family("custom_root", "custom_root", functools.partial(by_one_s_own, _custom_root)),
     Family("root_vjp", "root_vjp", by_root_vjp),

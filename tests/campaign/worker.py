@@ -11,8 +11,8 @@ import warnings
 __all__ = ["MODULES", "Worker", "attempt", "load"]
 
 MODULES = (
-    *("linear", "iterative", "least_squares", "nonlinear", "uses", "minima", "paths"),
-    *("quadratic", "conic", "layers", "sets"),
+    *("linear", "iterative", "least_squares", "nonlinear", "uses", "second"),
+    *("minima", "paths", "quadratic", "conic", "layers", "sets"),
 )
 
 LIFE = 1500  # problems that a process does: JAX keeps all that it has compiled
