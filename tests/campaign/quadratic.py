@@ -14,6 +14,7 @@ solution, or not the exact problem, is differentiated.
 import functools
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 import backsolve
@@ -276,6 +277,60 @@ OSQP, CLARABEL = ("eps_abs", "eps_rel"), ("tol_gap_abs", "tol_gap_rel", "tol_fea
 ALL = ["nan", "lstsq", "smoothed"]
 
 
+# --------------------------------------------------------------------------------------------
+# Several at once: the library's workspaces are used again, from lane to lane and call to call
+
+
+def _by_map(solve):
+    return lambda *stacked: jax.lax.map(lambda lane: solve(*lane), stacked)
+
+
+def _by_scan(solve):
+    return lambda *stacked: jax.lax.scan(lambda _, lane: (0, solve(*lane)), 0, stacked)[1]
+
+
+WAYS = {"vmap": jax.vmap, "map": _by_map, "scan": _by_scan}
+
+
+@functools.cache
+def _at_once(solve, way):
+    def solution(*program):
+        found = solve(*program)
+        return found.x, found.y
+
+    return WAYS[way](solution)
+
+
+def at_once(solve, rng):
+    n, m = SHAPES[int(rng.integers(1, 5))]
+    programs, truths, kinds = [], [], []
+    X̄, Ȳ = rng.standard_normal((3, n)), rng.standard_normal((3, m))
+    while len(programs) < 3:
+        kind = KINDS[int(rng.integers(len(KINDS)))]
+        if kind in WITHOUT:
+            continue
+        program = drawn(rng, n, m, kind, False)
+        known = truth(program, X̄[len(programs)], Ȳ[len(programs)])
+        if known is not None:
+            programs.append(program)
+            truths.append(known)
+            kinds.append(kind)
+    stacked = [np.stack(parts) for parts in zip(*(p.numbers for p in programs), strict=True)]
+    way, jit = str(rng.choice(list(WAYS))), bool(rng.integers(2))
+    found, verdict, _ = gradient(_at_once(solve, way), stacked, (X̄, Ȳ), jit=jit)
+    error = np.nan
+    if found is not None and all(np.isfinite(part).all() for part in found):
+        errors = []
+        for j, (program, known) in enumerate(zip(programs, truths, strict=True)):
+            least = max(1e-6, np.finfo(float).eps / known.sigma / TOL)
+            lane = tuple(part[j] for part in found)
+            errors.append(known.error(lane, program.l == program.u, least))
+        error = max(errors)
+    numbers = {"n": n, "m": m, "kinds": kinds, "way": way, "jit": jit}
+    numbers |= {"margin": min(t.margin for t in truths), "sigma": min(t.sigma for t in truths)}
+    return Case(verdict, error, all(t.room for t in truths), numbers)
+
+
 def family(name, wrapper, solve, options, shapes=SHAPES, sparse=False):
     """Return a family; its name and its wrapper's, how it is solved, and what is drawn."""
     return Family(name, wrapper, functools.partial(draw, solve, options, shapes, sparse))
@@ -286,11 +341,13 @@ FAMILIES = (
     family("osqp, sparse", "osqp", osqp.solve, started, sparse=True),
     family("osqp, degenerate", "osqp", osqp.solve, chosen(ALL)),
     family("osqp, large", "osqp", osqp.solve, polished, LARGE, sparse=True),
+    Family("osqp, at once", "osqp", functools.partial(at_once, osqp.solve)),
     family("osqp, not polished", "osqp, not polished", osqp.solve, tolerances(*OSQP)),
     family("clarabel, dense", "clarabel", clarabel.solve, polished),
     family("clarabel, sparse", "clarabel", clarabel.solve, polished, sparse=True),
     family("clarabel, degenerate", "clarabel", clarabel.solve, chosen(ALL)),
     family("clarabel, large", "clarabel", clarabel.solve, polished, LARGE, sparse=True),
+    Family("clarabel, at once", "clarabel", functools.partial(at_once, clarabel.solve)),
     family(
         "clarabel, not polished",
         "clarabel, not polished",
