@@ -15,7 +15,7 @@ from backsolve import krylov, petsc
 from backsolve.residuals import linear_system
 
 from .case import Family, with_room
-from .linear import System, adjoint_case, sparse_system
+from .linear import System, adjoint_case, batch, sparse_system
 from .matrices import drawn, positive, right_hand_sides, sparse
 
 __all__ = ["FAMILIES"]
@@ -199,6 +199,15 @@ def columns_by_petsc(rng):
     return with_room(case, case.verdict != "refused" or _petsc_solves(A, where, b[:, 0], options))
 
 
+SOLVERS = tuple(functools.partial(petsc.ksp, options=options) for options in DIRECT)
+
+
+def batch_by_petsc(rng):
+    case = batch(SOLVERS[rng.integers(len(SOLVERS))], rng)
+    # Where a lane is refused, so may PETSc itself.
+    return with_room(case, case.verdict != "refused")
+
+
 def implicit_linear(rng):
     """By a function of SciPy's that may be loose, as an implicit function of A and b."""
     n = int(rng.choice([4, 11]))
@@ -229,6 +238,7 @@ FAMILIES = (
     ),
     Family("ksp, direct", "petsc.ksp", functools.partial(by_petsc, DIRECT, False)),
     Family("ksp, columns", "petsc.ksp", columns_by_petsc),
+    Family("ksp, batch", "petsc.ksp", batch_by_petsc),
     Family("ksp, iterative", "petsc.ksp", functools.partial(by_petsc, GENERAL, False)),
     Family("ksp, symmetric", "petsc.ksp", functools.partial(by_petsc, SYMMETRIC, True)),
     Family("implicit, linear", "implicit", implicit_linear),

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from backsolve import CSR, lapack, superlu
@@ -17,8 +16,9 @@ from backsolve import CSR, lapack, superlu
 from . import exact
 from .case import Case, Family, distance, gradient, tangent
 from .matrices import condition, drawn, positive, right_hand_sides, sparse
+from .ways import LANES, by_lanes, drawn_way
 
-__all__ = ["FAMILIES", "System", "adjoint_case", "said", "sparse_system"]
+__all__ = ["FAMILIES", "System", "adjoint_case", "batch", "said", "sparse_system"]
 
 SIZES = np.array([1, 2, 3, 3, 5, 5, 9, 9, 20, 60])
 
@@ -230,23 +230,25 @@ def _triangular(lower, trans, unit):
 
 
 @functools.cache
-def _batched(shared):
-    return jax.vmap(lapack.solve, (None, 0) if shared else (0, 0))
+def _of_full_pattern(solver, n):
+    columns, starts = np.tile(np.arange(n), n), np.arange(0, n * n + 1, n)
+    return lambda A, b: solver(CSR(A.reshape(-1), columns, starts, (n, n)), b)
 
 
-def batch(rng):
-    """Of systems, or of right-hand sides of one: as good as the worst of them."""
-    n, lanes = int(rng.choice([3, 7])), 3
-    shared, jit = bool(rng.integers(2)), bool(rng.integers(2))
-    systems = [dense_system(rng, n, "gen") for _ in range(1 if shared else lanes)] * (
-        lanes if shared else 1
-    )
+def batch(solver, rng, *, sparse=True):
+    """Draw systems, or right-hand sides of one: as good as the worst of them."""
+    n, shared, (way, jit) = int(rng.choice([3, 7])), bool(rng.integers(2)), drawn_way(rng)
+    systems = [dense_system(rng, n, "gen") for _ in range(1 if shared else LANES)]
+    systems *= LANES if shared else 1
     b = np.stack([right_hand_sides(rng, system.A) for system in systems])
     x_bar = np.stack([right_hand_sides(rng, system.A.T) for system in systems])
     A = systems[0].A if shared else np.stack([system.A for system in systems])
-    found, verdict, log = gradient(_batched(shared), (A, b), x_bar, jit=jit)
+    solve = _of_full_pattern(solver, n) if sparse else solver
+    function = by_lanes(solve, way, (0,) if shared else ())
+    found, verdict, log = gradient(function, (A, b), x_bar, jit=jit)
     error = np.nan if found is None else _of_batch(found, systems, b, x_bar, shared)
-    numbers = {"n": n, "shared": shared, "jit": jit, "kinds": [s.kind for s in systems]} | said(log)
+    numbers = {"n": n, "shared": shared, "way": way, "jit": jit}
+    numbers |= {"kinds": [s.kind for s in systems]} | said(log)
     return Case(verdict, error, all(system.room for system in systems), numbers)
 
 
@@ -328,10 +330,11 @@ FAMILIES = (
         for name in STRUCTURES
     ),
     Family("lapack, tangent", "lapack.solve", lapack_tangent),
-    Family("lapack, batch", "lapack.solve", batch),
+    Family("lapack, batch", "lapack.solve", functools.partial(batch, lapack.solve, sparse=False)),
     Family("lapack, compiled", "lapack.solve", compiled),
     Family("lapack, solve_triangular", "lapack.solve_triangular", triangular),
     Family("superlu", "superlu.spsolve", spsolve),
     Family("superlu, tangent", "superlu.spsolve", functools.partial(spsolve, tangents=True)),
+    Family("superlu, batch", "superlu.spsolve", functools.partial(batch, superlu.spsolve)),
     Family("superlu, large", "superlu.spsolve", large),
 )

@@ -14,7 +14,6 @@ solution, or not the exact problem, is differentiated.
 import functools
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 import backsolve
@@ -22,6 +21,7 @@ from backsolve import clarabel, osqp
 
 from .active_set import Program, truth
 from .case import TOL, Case, Family, gradient
+from .ways import LANES, by_lanes, drawn_way
 
 __all__ = ["FAMILIES"]
 
@@ -281,31 +281,20 @@ ALL = ["nan", "lstsq", "smoothed"]
 # Several at once: the library's workspaces are used again, from lane to lane and call to call
 
 
-def _by_map(solve):
-    return lambda *stacked: jax.lax.map(lambda lane: solve(*lane), stacked)
-
-
-def _by_scan(solve):
-    return lambda *stacked: jax.lax.scan(lambda _, lane: (0, solve(*lane)), 0, stacked)[1]
-
-
-WAYS = {"vmap": jax.vmap, "map": _by_map, "scan": _by_scan}
-
-
 @functools.cache
-def _at_once(solve, way):
+def _solution(solve):
     def solution(*program):
         found = solve(*program)
         return found.x, found.y
 
-    return WAYS[way](solution)
+    return solution
 
 
 def at_once(solve, rng):
     n, m = SHAPES[int(rng.integers(1, 5))]
     programs, truths, kinds = [], [], []
-    X̄, Ȳ = rng.standard_normal((3, n)), rng.standard_normal((3, m))
-    while len(programs) < 3:
+    X̄, Ȳ = rng.standard_normal((LANES, n)), rng.standard_normal((LANES, m))
+    while len(programs) < LANES:
         kind = KINDS[int(rng.integers(len(KINDS)))]
         if kind in WITHOUT:
             continue
@@ -316,8 +305,8 @@ def at_once(solve, rng):
             truths.append(known)
             kinds.append(kind)
     stacked = [np.stack(parts) for parts in zip(*(p.numbers for p in programs), strict=True)]
-    way, jit = str(rng.choice(list(WAYS))), bool(rng.integers(2))
-    found, verdict, _ = gradient(_at_once(solve, way), stacked, (X̄, Ȳ), jit=jit)
+    way, jit = drawn_way(rng)
+    found, verdict, _ = gradient(by_lanes(_solution(solve), way), stacked, (X̄, Ȳ), jit=jit)
     error = np.nan
     if found is not None and all(np.isfinite(part).all() for part in found):
         errors = []

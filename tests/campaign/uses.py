@@ -23,6 +23,7 @@ from .linear import said
 from .matrices import condition, right_hand_sides
 from .matrices import drawn as matrix
 from .nonlinear import EQUATIONS, N, compared, newton, stopped, truth
+from .ways import LANES, by_lanes, drawn_way
 
 __all__ = ["FAMILIES"]
 
@@ -227,40 +228,21 @@ def _views(buffer):
 MEMORIES = tuple(_views(LIKE))
 
 
-def _by_loop(solve):
-    return lambda A, B, X: jnp.stack([solve(A, b, x) for b, x in zip(B, X, strict=True)])
-
-
-def _by_scan(solve):
-    return lambda A, B, X: jax.lax.scan(lambda _, bx: (0, solve(A, *bx)), 0, (B, X))[1]
-
-
-def _by_map(solve):
-    return lambda A, B, X: jax.lax.map(lambda bx: solve(A, *bx), (B, X))
-
-
-def _by_vmap(solve):
-    return jax.vmap(solve, (None, 0, 0))
-
-
-WAYS = {"loop": _by_loop, "scan": _by_scan, "map": _by_map, "vmap": _by_vmap}
-
-
 @functools.cache
-def _many(name, memory, way):
+def _solver(name, memory):
     F = EQUATIONS[name]
     solver = _views(np.zeros(N))[memory]
-    return WAYS[way](backsolve.implicit(solver, lambda x, A, b, _: F(x, A, b), like=LIKE))
+    return backsolve.implicit(solver, lambda x, A, b, _: F(x, A, b), like=LIKE)
 
 
 def many(rng):
     name, A, b, x, _ = started(rng)
-    F, memory, way = EQUATIONS[name], str(rng.choice(MEMORIES)), str(rng.choice(list(WAYS)))
-    B = b * (1 + 1e-2 * rng.standard_normal((3, N)) * (rng.random() < 0.7))
+    F, memory, (way, jit) = EQUATIONS[name], str(rng.choice(MEMORIES)), drawn_way(rng)
+    B = b * (1 + 1e-2 * rng.standard_normal((LANES, N)) * (rng.random() < 0.7))
     X = [newton(F, x, A, b, int(rng.integers(1, 8))) for b in B]
-    X, X_bar = np.where(np.isfinite(X), X, 1.0), rng.standard_normal((3, N))
-    jit = bool(rng.integers(2))
-    found, verdict, log = gradient(_many(name, memory, way), (A, B, X), X_bar, jit=jit)
+    X, X_bar = np.where(np.isfinite(X), X, 1.0), rng.standard_normal((LANES, N))
+    function = by_lanes(_solver(name, memory), way, (0,))
+    found, verdict, log = gradient(function, (A, B, X), X_bar, jit=jit)
     numbers = {"equation": name, "memory": memory, "way": way, "jit": jit} | said(log)
     true = [truth(F, x, (A, b), x_bar) for x, b, x_bar in zip(X, B, X_bar, strict=True)]
     if any(lane is None for lane in true):
