@@ -18,7 +18,7 @@ from .case import Family, with_room
 from .linear import System, adjoint_case, batch, sparse_system
 from .matrices import drawn, positive, right_hand_sides, sparse
 
-__all__ = ["FAMILIES"]
+__all__ = ["DIRECT", "FAMILIES", "GENERAL", "alone", "petsc_matrix", "petsc_options"]
 
 METHODS = ("gmres", "lgmres", "gcrotmk", "bicgstab", "cgs", "tfqmr")
 OF_SYMMETRIC = ("cg", "minres")
@@ -183,10 +183,15 @@ def by_petsc(choices, symmetric, rng):
     case.numbers.update(options=options, adjoint=adjoint)
     room = case.room
     if case.verdict != "trusted" and room:
-        back = options | {"ksp_rtol": 1e-10, "ksp_max_it": 10_000} | adjoint
-        back = options if options["ksp_type"] == "preonly" else back
-        room = _petsc_solves(A, where, b, options) and _petsc_solves(A.T, where.T, x_bar, back)
+        room = alone(A, where, b, x_bar, options, adjoint)
     return with_room(case, room)
+
+
+def alone(A, where, b, x_bar, options, adjoint):
+    """Tell whether PETSc alone solves the system and its transpose."""
+    back = options | {"ksp_rtol": 1e-10, "ksp_max_it": 10_000} | adjoint
+    back = options if options["ksp_type"] == "preonly" else back
+    return _petsc_solves(A, where, b, options) and _petsc_solves(A.T, where.T, x_bar, back)
 
 
 def columns_by_petsc(rng):

@@ -20,7 +20,7 @@ from .case import Case, Family, distance, gradient, judged, with_room
 from .linear import said
 from .matrices import condition
 
-__all__ = ["FAMILIES", "NUMBERS", "exact_adjoint", "exact_root", "implicit", "truth"]
+__all__ = ["FAMILIES", "NUMBERS", "SNES", "exact_adjoint", "exact_root", "implicit", "truth"]
 
 _MPF = np.vectorize(mpmath.mpf, otypes=[object])
 

@@ -25,7 +25,7 @@ from .matrices import drawn as matrix
 from .nonlinear import EQUATIONS, N, compared, newton, stopped, truth
 from .ways import LANES, by_lanes, drawn_way
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "slip"]
 
 LIKE = np.zeros(N)
 

@@ -12,7 +12,7 @@ __all__ = ["MODULES", "Worker", "attempt", "load"]
 
 MODULES = (
     *("linear", "iterative", "least_squares", "nonlinear", "uses", "second"),
-    *("minima", "paths", "quadratic", "conic", "layers", "sets"),
+    *("minima", "paths", "quadratic", "existing", "conic", "layers", "sets"),
 )
 
 LIFE = 1500  # problems that a process does: JAX keeps all that it has compiled
