@@ -45,7 +45,7 @@ def _dot(a, b):
     return sum(jnp.vdot(x, y) for x, y in zip(a, b, strict=True))
 
 
-def drawn_way(rng):
+def drawn_order(rng):
     """Return an order, and whether to compile."""
     return str(rng.choice(ORDERS)), bool(rng.integers(2))
 
@@ -54,7 +54,7 @@ def of_linear_systems(rng):
     system = dense_system(rng, int(rng.choice([2, 3, 5])), "gen")
     A, b, x_bar = system.A, right_hand_sides(rng, system.A), right_hand_sides(rng, system.A.T)
     dA, db = rng.standard_normal(A.shape) * np.abs(A).max(), right_hand_sides(rng, A)
-    order, jit = drawn_way(rng)
+    order, jit = drawn_order(rng)
     found, verdict, log = judged(along(lapack.solve, order, jit), (A, b), (dA, db), x_bar)
     error, zero = np.inf if system.singular else np.nan, np.zeros_like(A)
     if found is not None and not system.singular and all(np.isfinite(part).all() for part in found):
@@ -78,7 +78,7 @@ def of_roots(rng):
     A, b, x = stopped(rng, name)
     x, x_bar = np.where(np.isfinite(x), x, 1.0), rng.standard_normal(N)
     direction = rng.standard_normal((N, N)), rng.standard_normal(N)
-    order, jit = drawn_way(rng)
+    order, jit = drawn_order(rng)
     product = along(implicit(name), order, jit)
     found, verdict, log = judged(product, (A, b), direction, x_bar, x)
     numbers = {"equation": name, "order": order, "jit": jit} | said(log)

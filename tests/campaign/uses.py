@@ -77,12 +77,10 @@ def over_a_closure(rng):
 
 
 class Model:
-    """Holds A, which F reads; so does the class, for another F."""
-
-    A = np.eye(N)
+    """Holds A, which F reads."""
 
     def __init__(self, F):
-        self.F = F
+        self.F, self.A = F, np.eye(N)
 
     def residual(self, x, b, point):
         return self.F(x, self.A, b)
