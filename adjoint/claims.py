@@ -65,30 +65,23 @@ class Claim:
 class _Claimed(Operator):
     """A matrix that is compared, once for each J, with its last operand: what J z should be.
 
-    What is off by so little that it is let pass may be magnified, and is told by `misfit`.
+    What is off by so little that it is let pass may be magnified.
     """
 
     claim: Claim
 
-    def norm(self, operands):
-        """Return the Frobenius norm of a J that is what was claimed.
+    def misfit(self, operands, *, transposed):
+        """Return by how much J z is not what it should be; of Jᵀ it is the same.
 
         Raises:
-            InputError: If it is not.
+            InputError: If J is not what was claimed.
         """
-        self.claim.check(*self._products(operands))
-        return super().norm(operands)
-
-    def misfit(self, operands, *, transposed):
-        """Return by how much J z is not what it should be; of Jᵀ it is the same."""
         del transposed
-        return ratio(self.claim.misfit(*self._products(operands)), super().norm(operands))
-
-    def _products(self, operands):
-        """Return J z, what it should be, and |J| |z|."""
         J, truth = operands[0], operands[-1]
         got = self.apply([J], self.claim.z, transposed=False)
-        return got, truth, self.apply([np.abs(J)], np.abs(self.claim.z), transposed=False)
+        terms = self.apply([np.abs(J)], np.abs(self.claim.z), transposed=False)
+        self.claim.check(got, truth, terms)
+        return ratio(self.claim.misfit(got, truth, terms), self.norm(operands))
 
 
 @dataclass(frozen=True)

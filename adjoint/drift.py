@@ -16,23 +16,24 @@ that serves the derivative serves d.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .buffers import buffers
 from .cached import cached_property
 from .group import ALONE
 from .linearize import ByPoint
+from .nearby import Nearby, Way
 from .norms import frobenius_norm
-from .problem import Problem, residual_on_host
+from .problem import Problem
 from .sight import Sight, corrected
 from .store import Entry, store
 from .system import System
 from .verdict import EPS, in_doubt, ratio
 
-__all__ = ["Drift", "Nearby", "drift", "nearby"]
+__all__ = ["Drift", "drift"]
 
 # The backward error of x̂ up to which only what a system magnifies twice can matter, d and then δJ;
 # what rounding is.
@@ -45,70 +46,16 @@ _ROUNDING = 16 * EPS
 _TENTHS = (0.1, -0.1)
 _SOON = (0.35, 0.15)
 
-# By how much of its size a leaf of θ is moved for B, and x̂ for δJ; the error of x̂ times κ̂, in units
-# of the tolerance, up to which δJ does not matter.
-_MOVE = 1e-4
-_SIDE = 1e-6
+# The error of x̂ times κ̂ up to which δJ does not matter, and a change of which nobody asks whether
+# it is rounding; in units of the tolerance.
 _STRAIGHT = 1e-3
-
-_OBJECTS = 1024  # bytes of what holds few numbers
+_LITTLE = 1e-2
 
 _FORGOTTEN = (
     "the solution is not converged, and so many or such large solves came after it, or with it, "
     "that it is no longer remembered how F changes towards the true one: solve tighter, or fewer "
     "at a time"
 )
-
-
-class Nearby:
-    """F near a computed solution, on the host.
-
-    Args:
-        problem: Whose F it is.
-        x: x̂, a vector.
-        θ: The leaves of θ; they are copied.
-
-    Attributes:
-        x: x̂.
-        size: Its length, or what stands for that.
-    """
-
-    def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
-        self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
-        self.size = frobenius_norm(x)
-        self.nbytes = _OBJECTS + x.nbytes + sum(leaf.nbytes for leaf in self._θ)
-
-    def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        """Return F at x̂ − d, for these θ or the own ones."""
-        return residual_on_host(self._problem, self.x - d, self._θ if θ is None else θ)
-
-    def share(self, F: np.ndarray) -> float:
-        """Return how much θ brings into F, which is about ‖∂F/∂θ‖ ‖θ‖."""
-        zero = np.zeros_like(self.x)
-        moved = [frobenius_norm(self.F(zero, θ) - F) for θ in self.moved()]
-        return max([size for size in moved if math.isfinite(size)], default=0.0) / _MOVE
-
-    def moved(self) -> Iterator[list[np.ndarray]]:
-        """Return θ with one leaf after the other moved by random signs, infinite bounds aside."""
-        rng = np.random.default_rng(self.x.size)
-        for i, leaf in enumerate(self._θ):
-            finite = np.isfinite(leaf)
-            if leaf.dtype.kind != "f" or not finite.any():
-                continue
-            size = np.sqrt(np.mean(leaf[finite] ** 2)) or 1.0
-            step = _MOVE * size * rng.choice((-1.0, 1.0), leaf.shape)
-            yield [*self._θ[:i], np.where(finite, leaf + step, leaf), *self._θ[i + 1 :]]
-
-
-def nearby(
-    problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray], relative: float
-) -> Nearby | None:
-    """Return F near a solution with this relative residual, if the derivative may ask for it."""
-    # What is rounding in F depends on its units: only nothing is nothing in all of them.
-    exact = relative == 0.0 and problem.unknown.dtype == np.float64
-    if exact or problem.group is not ALONE:
-        return None
-    return Nearby(problem, x, θ)
 
 
 class Drift:
@@ -136,19 +83,21 @@ class Drift:
         d: np.ndarray,
         eta: float,
     ):
-        self._problem, self._entry, self._near, self._F, self._d = problem, system.entry, near, F, d
-        self._length = frobenius_norm(d)
-        relative = ratio(self._length, frobenius_norm(F)) * eta * system.norm  # to the scale of x̂
+        self._problem, self._entry, self._F, self._d = problem, system.entry, F, d
+        self._way = None if near is None else Way(near, F, d)
+        relative = ratio(frobenius_norm(d), frobenius_norm(F)) * eta * system.norm  # to x̂'s scale
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
-        self.rho, self._rows = 0.0, []
-        if near is None:
+        self.rho, self._leaves = 0.0, []
+        self._little = _LITTLE * problem.policy.gradient_tol
+        if near is None or self._way is None:
             return
         κ = system.conditioning.value  # type: ignore[union-attr]
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
         if self._straight and eta <= _CONVERGED:
             return
-        self._there, self._early = near.F(d), [near.F(t * d) for t in _TENTHS]
-        self.rho, self._rows = self._curvature(eta), list(self._changes_in_parameters())
+        self.rho = self._curvature(self._way, eta)
+        moved = (_Parameter(self._way, θ) for θ in near.moved())
+        self._leaves = [leaf for leaf in moved if leaf.known]
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:
         """Return what x̂ contributes to the relative error of a column of a system with J.
@@ -162,73 +111,50 @@ class Drift:
         v, length = system.value[:, j], system.length[j]
         change = self._beta(v) if transposed else self._beta_of_tangent(system, j)
         point = max(self.point, change)
-        if self._near is None or self._problem.linear.capabilities.iterative:
+        if self._way is None or self._problem.linear.capabilities.iterative:
             point = max(point, assumed)  # nobody looked further, or d is a loose one
-        if self._near is None or self._straight or not length:
+        if self._way is None or self._straight or not length:
             return point + 2.0 * self.rho
+        lengths = self._turned(self._way, v, transposed=transposed)
+        turned, most = lengths(1.0), max(assumed, self._little) * length
+        # What is hidden by rounding is less than what rounding makes of it, and than assumed.
+        if not turned <= most and (not turned < math.inf or _soon(lengths, turned)):
+            turned = assumed * length
+        return point + max(2.0 * self.rho, turned / length)
+
+    def _turned(self, way: Way, v: np.ndarray, *, transposed: bool) -> Callable[[float], float]:
+        """Return how long δv is at a share of the way."""
         if transposed:
             sight = self._sight
-            lengths = [] if sight is None else sight.lengths(v)
-        else:
-            lengths = [self._solved(change) for change in self._changes(v)]
-        turned, *early = lengths or [math.inf] * (1 + len(_TENTHS))
-        hidden = _soon(early, turned) or not turned < math.inf
-        turned = assumed if hidden and not turned <= assumed * length else turned / length
-        return point + max(2.0 * self.rho, turned)
+            return lambda share: math.inf if sight is None else sight.length(v, share)
+        change = way.along(v)
+
+        def length(share: float) -> float:
+            δv = corrected(self._problem, self._entry, change(share))
+            return math.inf if δv is None else frobenius_norm(δv)
+
+        return length
 
     @cached_property
     def _sight(self) -> Sight | None:
-        return Sight.of(self._problem, self._entry, self._changes)
+        return Sight.of(self._problem, self._entry, self._way.along)  # type: ignore[union-attr]
 
-    def _changes(self, w: np.ndarray) -> list[np.ndarray]:
-        """Return δJ w, by differences along w, at the end of the way and at its tenths."""
-        near, d = self._near, self._d
-        assert near is not None
-        # A short way would drown in rounding, were the other side of the parallelogram as short.
-        h = ratio(max(self._length, _SIDE * near.size), frobenius_norm(w))
-        if not 0.0 < h < math.inf:
-            return [np.zeros_like(w)] * (1 + len(_TENTHS))
-        side = near.F(-h * w) - self._F
-        there = near.F(d - h * w) - self._there - side
-        early = [
-            near.F(t * d - h * w) - F - side for t, F in zip(_TENTHS, self._early, strict=True)
-        ]
-        return [change / h for change in (there, *early)]
-
-    def _solved(self, r: np.ndarray) -> float:
-        δv = corrected(self._problem, self._entry, r)
-        return math.inf if δv is None else frobenius_norm(δv)
-
-    def _curvature(self, eta: float) -> float:
+    def _curvature(self, way: Way, eta: float) -> float:
         """Return ρ, or zero where it is not known."""
         operator, entry = self._problem.operator, self._entry
         left = self._F - operator.apply(entry.operands, self._d, transposed=False)
-        change = frobenius_norm(self._there - left)
+        change = frobenius_norm(way.at(1.0) - left)
         rho = ratio(change, frobenius_norm(self._F))
         if rho <= _ROUNDING / eta:
             return 0.0
-        early = [
-            frobenius_norm(F - ((1.0 - t) * self._F + t * left))
-            for t, F in zip(_TENTHS, self._early, strict=True)
-        ]
-        return 0.0 if _soon(early, change) else rho
 
-    def _changes_in_parameters(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Return |B u| of each leaf of θ, and by how much it changes, there and at the tenths."""
-        near, d = self._near, self._d
-        assert near is not None
-        for θ in near.moved():
-            Bu = near.F(0.0 * d, θ) - self._F
-            if np.isfinite(Bu).all():  # or F is not defined for so large a u
-                change = near.F(d, θ) - self._there - Bu
-                early = [
-                    abs(near.F(t * d, θ) - F - Bu)
-                    for t, F in zip(_TENTHS, self._early, strict=True)
-                ]
-                yield abs(Bu), abs(change), *early
+        def bent(t: float) -> float:
+            return frobenius_norm(way.at(t) - ((1.0 - t) * self._F + t * left))
+
+        return 0.0 if not rho <= self._little and _soon(bent, change) else rho
 
     def _beta_of_tangent(self, system: System, j: int) -> float:
-        if not self._rows:
+        if not self._leaves:
             return 0.0
         Jv = self._problem.operator.apply(
             self._entry.operands, system.value[:, j], transposed=False
@@ -239,18 +165,48 @@ class Drift:
     def _beta(self, w: np.ndarray) -> float:
         """Return β, or zero where it is not known."""
         β, weight = 0.0, abs(w)
-        for rows in self._rows:
-            Bu, change, *early = (float(weight @ row) for row in rows)
+        for leaf in self._leaves:
+            changes = functools.partial(leaf.change, weight)
+            change = changes(1.0)
             if math.isnan(change):
                 return math.inf
-            if ratio(change, Bu) > β and not _soon(early, change):
-                β = ratio(change, Bu)
+            relative = ratio(change, leaf.size(weight))
+            if relative > β and (relative <= self._little or not _soon(changes, change)):
+                β = relative
         return β
 
 
-def _soon(early: Sequence[float], change: float) -> bool:
+class _Parameter:
+    """How B u changes, for a leaf of θ and its u.
+
+    Args:
+        way: From x̂ to the solution.
+        θ: The leaves of θ, with this one moved by u.
+
+    Attributes:
+        known: Whether F is defined for so large a u.
+    """
+
+    def __init__(self, way: Way, θ: Sequence[np.ndarray]):
+        self._way, self._θ = way, θ
+        self._Bu = way.moved(0.0, θ)
+        self.known = bool(np.isfinite(self._Bu).all())
+        self._changes: dict[float, np.ndarray] = {}
+
+    def size(self, weight: np.ndarray) -> float:
+        """Return |w|ᵀ|B u|."""
+        return float(weight @ abs(self._Bu))
+
+    def change(self, weight: np.ndarray, share: float) -> float:
+        """Return |w|ᵀ|δB u| at a share of the way."""
+        if share not in self._changes:
+            self._changes[share] = abs(self._way.moved(share, self._θ) - self._Bu)
+        return float(weight @ self._changes[share])
+
+
+def _soon(size: Callable[[float], float], change: float) -> bool:
     """Tell whether a change is there too soon; it is not where F is not defined, at NaN."""
-    return any(size > share * change for size, share in zip(early, _SOON, strict=True))
+    return any(size(t) > share * change for t, share in zip(_TENTHS, _SOON, strict=True))
 
 
 @np.errstate(all="ignore")  # F may not be defined there: its NaN tells

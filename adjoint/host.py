@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from .contract import Solution, Solver, as_solution, iterations_of
-from .drift import Drift, drift, nearby
+from .drift import Drift, drift
 from .group import Group
 from .inputs import returned
 from .lanes import each_lane, each_system, mapped
 from .linearize import ByPoint
+from .nearby import nearby
 from .patience import Abandoned, within
 from .policy import Policy
 from .problem import Problem, raised, residual_on_host

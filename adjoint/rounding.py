@@ -17,11 +17,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .drift import Nearby
 from .group import ALONE
+from .nearby import Nearby
 from .norms import frobenius_norm
 from .problem import Problem
-from .sight import Sight, corrected
+from .sight import Change, Sight, corrected
 from .store import store
 from .system import System
 from .verdict import ratio
@@ -87,11 +87,15 @@ class _Computed:
     def adjoints(self) -> list[float]:
         """Return the same, where the system is that of Jᵀ."""
         system = self._system
-        sight = Sight.of(self._problem, system.entry, lambda w: [self._δJ(w)])
+        sight = Sight.of(self._problem, system.entry, self._at_the_point)
         if sight is None:
             return [math.inf] * len(system.length)
         lengths = zip(system.value.T, system.length, strict=True)
-        return [ratio(sight.lengths(v)[0], length) for v, length in lengths]
+        return [ratio(sight.length(v, 0.0), length) for v, length in lengths]
+
+    def _at_the_point(self, w: np.ndarray) -> Change:
+        δJw = self._δJ(w)
+        return lambda share: δJw
 
     def _δJ(self, w: np.ndarray) -> np.ndarray:
         near, size = self._near, frobenius_norm(w)

@@ -18,9 +18,9 @@ from .norms import frobenius_norm
 from .problem import Problem
 from .store import Entry
 
-__all__ = ["Sight", "corrected"]
+__all__ = ["Change", "Sight", "corrected"]
 
-Changes = Callable[[np.ndarray], Sequence[np.ndarray]]  # w ↦ δJ w, of each δJ
+Change = Callable[[float], np.ndarray]  # the share of a way ↦ δJ w, for one w
 
 _SIGNS = 2  # p with random signs, by a direct method
 _SIGMAS = 3.0  # how many times as long as they see it δλ may be
@@ -38,34 +38,36 @@ def corrected(
 
 
 class Sight:
-    """What is known of some changes δJ.
+    """What is known of a change δJ, at several points of a way.
 
     Args:
-        moved: For each p, δJ J⁻¹ p of each δJ.
+        along: For each p, the share of the way ↦ δJ J⁻¹ p.
     """
 
-    def __init__(self, moved: Sequence[Sequence[np.ndarray]]):
-        self._moved = moved
+    def __init__(self, along: Sequence[Change]):
+        self._along = along
+        self._moved: dict[float, list[np.ndarray]] = {}
 
     @classmethod
-    def of(cls, problem: Problem, entry: Entry, changes: Changes) -> Sight | None:
+    def of(
+        cls, problem: Problem, entry: Entry, along: Callable[[np.ndarray], Change]
+    ) -> Sight | None:
         """Look at changes of the J of an entry; None if it cannot be solved with."""
         n = problem.operator.n
         direct = problem.linear.capabilities.multi_rhs
         z, *P = np.random.default_rng(n).choice((-1.0, 1.0), (1 + _SIGNS * direct, n))
-        along = corrected(problem, entry, z, transposed=True)
-        if along is None:
+        seen = corrected(problem, entry, z, transposed=True)
+        if seen is None:
             return None
-        solved = [corrected(problem, entry, p) for p in (along / frobenius_norm(along), *P)]
+        solved = [corrected(problem, entry, p) for p in (seen / frobenius_norm(seen), *P)]
         if any(w is None for w in solved):
             return None
-        return cls([changes(w) for w in solved if w is not None])
+        return cls([along(w) for w in solved if w is not None])
 
-    def lengths(self, λ: np.ndarray) -> list[float]:
-        """Return estimates of ‖δλ‖ that are hardly ever too small."""
-        found = []
-        for moved in zip(*self._moved, strict=True):
-            along, *signs = (float(m @ λ) for m in moved)
-            seen = _SIGMAS * frobenius_norm(np.array(signs)) / math.sqrt(max(len(signs), 1))
-            found.append(float(np.maximum(_SIDE * abs(along), seen)))  # of which NaN is the larger
-        return found
+    def length(self, λ: np.ndarray, share: float) -> float:
+        """Return an estimate of ‖δλ‖ that is hardly ever too small."""
+        if share not in self._moved:
+            self._moved[share] = [change(share) for change in self._along]
+        one, *signs = (float(m @ λ) for m in self._moved[share])
+        seen = _SIGMAS * frobenius_norm(np.array(signs)) / math.sqrt(max(len(signs), 1))
+        return float(np.maximum(_SIDE * abs(one), seen))  # of which NaN is the larger

@@ -114,6 +114,7 @@ def solve_system(
         if entry.norm is None:
             entry.norm = operator.norm(operands)
         norm, sizes, earlier = entry.norm, group.norms(R), entry.state
+        misfit = _misfit(operator, operands, entry, transposed) if math.isfinite(norm) else 0.0
         status = [Status.SUCCESS if math.isfinite(r) else Status.NONFINITE_INPUT for r in sizes]
         if not math.isfinite(norm):
             status = [Status.NONFINITE_INPUT] * len(sizes)
@@ -135,7 +136,6 @@ def solve_system(
         else:
             defect = np.full(R.shape, np.nan)
         reuse = "" if entry.state is None else (found if entry.state is earlier else "new")
-        solved = Status.SUCCESS in status
         return judged(
             problem.policy,
             solver,
@@ -148,7 +148,7 @@ def solve_system(
             status=status,
             tickets=tickets,
             transposed=transposed,
-            misfit=_misfit(operator, operands, entry, transposed) if solved else 0.0,
+            misfit=misfit,
         )
 
 

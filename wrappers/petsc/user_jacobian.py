@@ -249,7 +249,7 @@ class UserJacobian(Operator):
             try:
                 workspace: Any = self._loaded(operands).workspace
                 return workspace.misfit
-            except (PETSc.Error, _WrongJacobian):  # which the solve did not meet
+            except (PETSc.Error, _WrongJacobian):  # the solve meets it again, and reports it
                 return math.inf
 
     def norm(self, operands):
