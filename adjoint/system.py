@@ -221,9 +221,10 @@ def judged(
             conditioning = by_estimate(*known, max(eta[j] for j in good) + misfit)
         if conditioning.kind == "estimate" and singular(conditioning.value):
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
-        # A bound may be what a random vector shows, of which a direction is a small part.
-        declared = misfit * conditioning.value
-        declared *= math.sqrt(operator.n) if conditioning.kind == "bound" and misfit else 1.0
+        if misfit:
+            # A bound may be what a random vector shows, of which a direction is a small part.
+            hidden = math.sqrt(operator.n) if conditioning.kind == "bound" else 1.0
+            declared = hidden * conditioning.value * misfit
         if not declared <= policy.gradient_tol and not solution.doubt:
             solution.doubt = _DECLARED.format(misfit)
     if reuse == "new":
