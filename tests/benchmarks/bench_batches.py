@@ -29,6 +29,7 @@ jax.config.update("jax_enable_x64", True)
 
 WORKLOAD, LANES = "batches", 64
 DENSE = 1500  # unknowns from which on sparse systems are not made dense
+GROWTH = 1.3  # power of n that time is expected to grow with at least, as in `bench_linear`
 SIZES = {
     "dense, one A": (10, 100, 1000),
     "dense, 64 A": (10, 100, 300),
@@ -78,7 +79,7 @@ def main():
     add_options(parser, repeats=10, limit=10)
     arguments = parser.parse_args()
     quiet()
-    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder)
+    contest = Contest(WORKLOAD, arguments.limit, folder=arguments.folder, growth=GROWTH)
     for kind, sizes in SIZES.items():
         for n in sizes:
             if kind.startswith(arguments.kinds) and n in (arguments.sizes or sizes):
