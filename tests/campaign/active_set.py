@@ -34,6 +34,7 @@ class Truth:
         sizes: What each would be if no part were small.
         margin: The least slack or multiplier, relative to its terms.
         sigma: The smallest singular value of K beside the largest.
+        order: Of K.
     """
 
     x: np.ndarray
@@ -42,6 +43,12 @@ class Truth:
     sizes: tuple
     margin: float
     sigma: float
+    order: int
+
+    @property
+    def rounding(self):
+        """What rounding may leave of a solution, relative to it: a zero part of it too."""
+        return self.order * np.finfo(float).eps / self.sigma
 
     @property
     def room(self):
@@ -128,4 +135,5 @@ def truth(program, x_bar, y_bar):
         tuple(map(float, sizes)),
         float(min(margin.min(initial=1.0), apart.min(initial=1.0))),
         float(values[-1] / values[0]),
+        len(K),
     )

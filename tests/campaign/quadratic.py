@@ -7,8 +7,8 @@ slacks and multipliers have their signs beyond rounding. Where they do not, anot
 
 The error of a gradient is the largest over its parts q̄, P̄, Ā, l̄ and ū. Each is relative to its own
 norm, or to a share of what its norm would be if no part of (w, λ) = K⁻¹ (x̄, ȳ) were small: 1e-6,
-or as much as rounding, ε / σ_min(K), leaves the tolerance of; all of it where not the exact
-solution, or not the exact problem, is differentiated.
+or as much as rounding, N ε / σ_min(K) of a K of order N, leaves the tolerance of; all of it where
+not the exact solution, or not the exact problem, is differentiated.
 """
 
 import functools
@@ -220,7 +220,7 @@ def draw(solve, options, shapes, sparse, rng):
         # The library's own iterate is not better than its tolerances.
         room = known.room and (given.get("polish", True) or tolerance_of(given) <= 1e-9)
         finite = found is not None and all(np.isfinite(part).all() for part in found)
-        least = max(1e-6, np.finfo(float).eps / known.sigma / TOL) if exact else 1.0
+        least = max(1e-6, known.rounding / TOL) if exact else 1.0
         error = known.error(found, program.l == program.u, least) if finite else np.nan
     numbers = {"n": n, "m": m, "kind": kind, "options": _shown(given), "said": said}
     if known is not None:
@@ -311,7 +311,7 @@ def at_once(solve, rng):
     if found is not None and all(np.isfinite(part).all() for part in found):
         errors = []
         for j, (program, known) in enumerate(zip(programs, truths, strict=True)):
-            least = max(1e-6, np.finfo(float).eps / known.sigma / TOL)
+            least = max(1e-6, known.rounding / TOL)
             lane = tuple(part[j] for part in found)
             errors.append(known.error(lane, program.l == program.u, least))
         error = max(errors)
