@@ -84,19 +84,19 @@ class Drift:
         eta: float,
     ):
         self._problem, self._entry, self._F, self._d = problem, system.entry, F, d
-        self._way = None if near is None else Way(near, F, d)
+        self._way = way = None if near is None else Way(near, F, d)
         relative = ratio(frobenius_norm(d), frobenius_norm(F)) * eta * system.norm  # to x̂'s scale
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
         self.rho, self._leaves = 0.0, []
         self._little = _LITTLE * problem.policy.gradient_tol
-        if near is None or self._way is None:
+        if way is None:
             return
         κ = system.conditioning.value  # type: ignore[union-attr]
         self._straight = κ * self.point <= _STRAIGHT * problem.policy.gradient_tol
         if self._straight and eta <= _CONVERGED:
             return
-        self.rho = self._curvature(self._way, eta)
-        moved = (_Parameter(self._way, θ) for θ in near.moved())
+        self.rho = self._curvature(way, eta)
+        moved = (_Parameter(way, θ) for θ in way.near.moved())
         self._leaves = [leaf for leaf in moved if leaf.known]
 
     def error(self, system: System, j: int, assumed: float, *, transposed: bool) -> float:

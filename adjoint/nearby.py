@@ -74,7 +74,7 @@ def nearby(
 
 
 class Way:
-    """F from x̂ to x̂ − d, where F is evaluated once at most.
+    """F from x̂ to x̂ − d, evaluated once at most at each share of the way.
 
     Args:
         near: F near x̂.

@@ -15,8 +15,8 @@ import backsolve
 from backsolve import petsc
 
 from .case import Family, gradient, with_room
-from .iterative import DIRECT, GENERAL, alone, petsc_matrix, petsc_options
-from .linear import adjoint_case, sparse_system
+from .iterative import DIRECT, GENERAL, petsc_case, petsc_matrix, petsc_options
+from .linear import sparse_system
 from .matrices import right_hand_sides
 from .nonlinear import EQUATIONS, SNES, N, compared, stopped
 from .quadratic import SHAPES, draw, polished
@@ -62,12 +62,7 @@ def by_ksp(choices, rng):
     b, x_bar = right_hand_sides(rng, A), right_hand_sides(rng, A.T)
     if rng.random() < 0.5:
         gradient(system.solve, (other[where], b), x_bar)
-    case = adjoint_case(system, b, x_bar)
-    case.numbers.update(options=options, adjoint=adjoint)
-    room = case.room
-    if case.verdict != "trusted" and room:
-        room = alone(A, where, b, x_bar, options, adjoint)
-    return with_room(case, room)
+    return petsc_case(system, where, b, x_bar, options, adjoint)
 
 
 # --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .case import Family, with_room
 from .linear import System, adjoint_case, batch, sparse_system
 from .matrices import drawn, positive, right_hand_sides, sparse
 
-__all__ = ["DIRECT", "FAMILIES", "GENERAL", "alone", "petsc_matrix", "petsc_options"]
+__all__ = ["DIRECT", "FAMILIES", "GENERAL", "petsc_case", "petsc_matrix", "petsc_options"]
 
 METHODS = ("gmres", "lgmres", "gcrotmk", "bicgstab", "cgs", "tfqmr")
 OF_SYMMETRIC = ("cg", "minres")
@@ -179,11 +179,16 @@ def by_petsc(choices, symmetric, rng):
     solver = functools.partial(petsc.ksp, options=options, adjoint_options=adjoint)
     system = sparse_system(A, where, kind, singular, solver)
     b, x_bar = right_hand_sides(rng, A), right_hand_sides(rng, A.T)
+    return petsc_case(system, where, b, x_bar, options, adjoint)
+
+
+def petsc_case(system, where, b, x_bar, options, adjoint):
+    """Judge an adjoint; there is room where PETSc alone solves the system and its transpose."""
     case = adjoint_case(system, b, x_bar)
     case.numbers.update(options=options, adjoint=adjoint)
     room = case.room
     if case.verdict != "trusted" and room:
-        room = alone(A, where, b, x_bar, options, adjoint)
+        room = alone(system.A, where, b, x_bar, options, adjoint)
     return with_room(case, room)
 
 

@@ -20,7 +20,16 @@ from .case import Case, Family, distance, gradient, judged, with_room
 from .linear import said
 from .matrices import condition
 
-__all__ = ["FAMILIES", "NUMBERS", "SNES", "exact_adjoint", "exact_root", "implicit", "truth"]
+__all__ = [
+    "FAMILIES",
+    "NUMBERS",
+    "SNES",
+    "exact_adjoint",
+    "exact_numbers",
+    "exact_root",
+    "implicit",
+    "truth",
+]
 
 _MPF = np.vectorize(mpmath.mpf, otypes=[object])
 
@@ -104,7 +113,7 @@ def truth(F, x, θ, x_bar):
     None if there is no root there: if Newton's method does not converge to 60 digits.
     """
     with mpmath.workdps(90):
-        θ, z, x_bar = [_exact(a) for a in θ], exact_root(F, x, θ), _exact(x_bar)
+        θ, z, x_bar = [exact_numbers(a) for a in θ], exact_root(F, x, θ), exact_numbers(x_bar)
         if z is None:
             return None
         λ, bars = exact_adjoint(F, z, θ, x_bar)
@@ -119,7 +128,7 @@ def exact_root(F, x, θ):
     """Return the root next to x, of as many digits as are set; None if there is none."""
     if not np.isfinite(np.asarray(x, float)).all():
         return None
-    z = _exact(x)
+    z = exact_numbers(x)
     for _ in range(25):
         r, J = F(z, *θ, NUMBERS), _jacobian(lambda z: F(z, *θ, NUMBERS), z)
         try:
@@ -146,7 +155,7 @@ def _jacobians(F, z, θ):
         yield _jacobian(lambda part, i=i: F(z, *θ[:i], part, *θ[i + 1 :], NUMBERS), part)
 
 
-def _exact(array):
+def exact_numbers(array):
     array = np.asarray(array)
     return array if array.dtype == object else _MPF(array.astype(float))
 

@@ -17,7 +17,16 @@ from . import exact
 from .case import Case, Family, distance, judged
 from .linear import dense_system, said
 from .matrices import right_hand_sides
-from .nonlinear import EQUATIONS, N, exact_adjoint, exact_root, implicit, stopped, truth
+from .nonlinear import (
+    EQUATIONS,
+    N,
+    exact_adjoint,
+    exact_numbers,
+    exact_root,
+    implicit,
+    stopped,
+    truth,
+)
 
 __all__ = ["FAMILIES"]
 
@@ -97,14 +106,12 @@ def exact_product(F, x, θ, direction, x_bar):
     with mpmath.workdps(90):
         h, ends = mpmath.mpf(10) ** -25, []
         for sign in (1, -1):
-            moved = [a + sign * h * d for a, d in zip(θ, map(_numbers, direction), strict=True)]
+            moved = [
+                a + sign * h * d for a, d in zip(θ, map(exact_numbers, direction), strict=True)
+            ]
             z = exact_root(F, x, moved)
-            ends.append(exact_adjoint(F, z, moved, _numbers(x_bar))[1])
+            ends.append(exact_adjoint(F, z, moved, exact_numbers(x_bar))[1])
         return [((p - m) / (2 * h)).astype(float) for p, m in zip(*ends, strict=True)]
-
-
-def _numbers(array):
-    return np.vectorize(mpmath.mpf, otypes=[object])(array)
 
 
 FAMILIES = (
