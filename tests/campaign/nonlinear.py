@@ -156,6 +156,7 @@ def _jacobians(F, z, θ):
 
 
 def exact_numbers(array):
+    """Return the numbers with as many digits as are set."""
     array = np.asarray(array)
     return array if array.dtype == object else _MPF(array.astype(float))
 
