@@ -151,6 +151,10 @@ def test_snes(form):
 
 
 def test_an_option_that_is_not_read_is_told_for_many_columns_too():
+    from petsc4py import PETSc
+
+    if not hasattr(PETSc.Options(), "used"):
+        pytest.skip("petsc4py before 3.19 does not tell which options were read")
     for options in factorisations():
         with pytest.raises(backsolve.InputError, match="did not read 'pc_factor_levles'"):
             petsc.ksp(wind(), np.ones((196, 3)), {**options, "pc_factor_levles": 1})
