@@ -62,14 +62,14 @@ def call(
 
 def probe(n: int, group: Group) -> np.ndarray:
     """Return a random vector of length one; collective."""
-    z = _random(n, group.rank)
+    z = _random(n, group)
     return z / group.norm(z)
 
 
 @functools.lru_cache(maxsize=16)
-def _random(n: int, rank: int) -> np.ndarray:
+def _random(n: int, group: Group) -> np.ndarray:
     # Without its length: what one process has kept, others may have not.
-    return np.random.default_rng((n, rank)).standard_normal(n)
+    return group.rng(n).standard_normal(n)
 
 
 def _column_by_column(

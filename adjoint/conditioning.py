@@ -17,7 +17,6 @@ import numpy as np
 from .call import checked, probe
 from .condition import inverse_norm
 from .contract import Solver
-from .group import ALONE
 from .operators import Operator
 from .policy import Policy
 from .status import Status
@@ -133,7 +132,7 @@ def by_correction(
 def _unknowns(operator: Operator) -> float:
     """Return how many unknowns all processes have; too many where they are on a device."""
     group = operator.group
-    if not (group is ALONE or group.collective):
+    if not group.on_host:
         return math.inf
     return group.sum(np.array([operator.n - group.carried])).item()
 

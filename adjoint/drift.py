@@ -23,10 +23,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .cached import cached_property
-from .group import ALONE
 from .linearize import ByPoint
 from .nearby import Nearby, Way
-from .norms import frobenius_norm
 from .problem import Problem
 from .sight import Sight, corrected
 from .store import Entry, store
@@ -84,8 +82,9 @@ class Drift:
         eta: float,
     ):
         self._problem, self._entry, self._F, self._d = problem, system.entry, F, d
+        self._norm = size_of = problem.group.norm
         self._way = way = None if near is None else Way(near, F, d)
-        relative = ratio(frobenius_norm(d), frobenius_norm(F)) * eta * system.norm  # to x̂'s scale
+        relative = ratio(size_of(d), size_of(F)) * eta * system.norm  # to x̂'s scale
         self.point = relative / (1.0 - relative) if relative < 1.0 else math.inf
         self.rho, self._leaves = 0.0, []
         self._little = _LITTLE * problem.policy.gradient_tol
@@ -131,7 +130,7 @@ class Drift:
 
         def length(share: float) -> float:
             δv = corrected(self._problem, self._entry, change(share))
-            return math.inf if δv is None else frobenius_norm(δv)
+            return math.inf if δv is None else self._norm(δv)
 
         return length
 
@@ -143,13 +142,13 @@ class Drift:
         """Return ρ, or zero where it is not known."""
         operator, entry = self._problem.operator, self._entry
         left = self._F - operator.apply(entry.operands, self._d, transposed=False)
-        change = frobenius_norm(way.at(1.0) - left)
-        rho = ratio(change, frobenius_norm(self._F))
+        change = self._norm(way.at(1.0) - left)
+        rho = ratio(change, self._norm(self._F))
         if rho <= _ROUNDING / eta:
             return 0.0
 
         def bent(t: float) -> float:
-            return frobenius_norm(way.at(t) - ((1.0 - t) * self._F + t * left))
+            return self._norm(way.at(t) - ((1.0 - t) * self._F + t * left))
 
         return 0.0 if not rho <= self._little and _soon(bent, change) else rho
 
@@ -188,20 +187,23 @@ class _Parameter:
     """
 
     def __init__(self, way: Way, θ: Sequence[np.ndarray]):
-        self._way, self._θ = way, θ
+        self._way, self._θ, self._group = way, θ, way.near.group
         self._Bu = way.moved(0.0, θ)
-        self.known = bool(np.isfinite(self._Bu).all())
+        self.known = bool(self._group.every(np.isfinite(self._Bu).all()))
         self._changes: dict[float, np.ndarray] = {}
 
     def size(self, weight: np.ndarray) -> float:
         """Return |w|ᵀ|B u|."""
-        return float(weight @ abs(self._Bu))
+        return self._sum(weight @ abs(self._Bu))
 
     def change(self, weight: np.ndarray, share: float) -> float:
         """Return |w|ᵀ|δB u| at a share of the way."""
         if share not in self._changes:
             self._changes[share] = abs(self._way.moved(share, self._θ) - self._Bu)
-        return float(weight @ self._changes[share])
+        return self._sum(weight @ self._changes[share])
+
+    def _sum(self, own: float) -> float:
+        return float(self._group.sum(np.array([own]))[0])
 
 
 def _soon(size: Callable[[float], float], change: float) -> bool:
@@ -225,15 +227,21 @@ def drift(
         eta: Its backward error.
     """
     known = system.conditioning
-    if known is None or problem.group is not ALONE:
+    group = problem.group
+    if known is None or not group.on_host:
         return None, ""
     near, F = _remembered(problem, system.entry, ticket, eta)
-    if F is not None and F.shape != system.value.shape[:1]:  # of another problem
+    # All processes remember, or none.
+    if group.some(F is not None and F.shape != system.value.shape[:1]):  # of another problem
         return None, ""
+    if not group.every(near is not None and F is not None):
+        near = None
+    if not group.every(F is not None):
+        F = None
     if near is not None and F is not None and math.isinf(eta):
         # An x̂ of zero has no length: that of terms of F is about J's norm times one.
         share, looking, needed = near.share(F), True, False
-        near.size, eta = ratio(share, system.norm), max(ratio(frobenius_norm(F), share), EPS)
+        near.size, eta = ratio(share, system.norm), max(ratio(group.norm(F), share), EPS)
     elif eta > _CONVERGED:
         looking, needed = True, True
     elif near is not None:

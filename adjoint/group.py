@@ -28,6 +28,7 @@ class Group:
         rank: Number of this process.
         size: How many there are.
         collective: Whether its solves are collective, and their order is to be kept.
+        on_host: Whether its vectors are NumPy's.
         failures: How often some processes failed in a call and others did not.
         carried: How many entries at the end of each vector in JAX are no unknowns, but the token of
             collective calls. What a loss depends on differs from process to process; the token is
@@ -37,6 +38,7 @@ class Group:
     rank = 0
     size = 1
     collective = False
+    on_host = True
     failures = 0
     carried = 0
 
@@ -77,6 +79,10 @@ class Group:
         """Return the sum of the counts of the processes before this one."""
         del count
         return 0
+
+    def rng(self, n: int) -> np.random.Generator:
+        """Return a generator for n entries of this process: always the same, here another."""
+        return np.random.default_rng((n, self.rank))
 
     def dots(self, U: np.ndarray, V: np.ndarray) -> list[float]:
         """Return uᵀ v of each pair of columns of `(n, k)`."""

@@ -14,7 +14,7 @@ from jax import lax
 
 from .claims import Claim, ClaimedDense, ClaimedSparse
 from .contract import Solver
-from .jax_compat import NestedFunction
+from .jax_compat import NestedFunction, mixed_types
 from .operators import Dense, MatrixFree, Operator, Sparse
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
@@ -66,7 +66,13 @@ class FlatResidual:
 
     def __call__(self, x: Any, params: Sequence[Any]) -> jax.Array:
         """Return F(x, θ) as a vector."""
-        F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
+        try:
+            F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
+        except TypeError as error:
+            told = mixed_types(error)
+            if told is None:
+                raise
+            raise told from error
         vector = self.unknown.pack(F)
         if vector.shape != x.shape:
             raise InputError(

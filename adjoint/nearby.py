@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .buffers import buffers
-from .group import ALONE
-from .norms import frobenius_norm
 from .problem import Problem, residual_on_host
 from .verdict import ratio
 
@@ -19,47 +17,58 @@ __all__ = ["Nearby", "Way", "nearby"]
 _MOVE = 1e-4
 _SIDE = 1e-6
 
+_NONE = np.zeros(0)
 _OBJECTS = 1024  # bytes of what holds few numbers
 
 
 class Nearby:
-    """F near a computed solution.
+    """F near a computed solution; of several processes, all ask for the same at once.
 
     Args:
         problem: Whose F it is.
-        x: x̂, a vector.
+        x: x̂, a vector, with what is carried at its end.
         θ: The leaves of θ; they are copied.
 
     Attributes:
-        x: x̂.
-        size: Its length, or what stands for that.
+        group: The processes that x is spread over.
+        x: x̂, the own entries.
+        size: The length of all of x̂, or what stands for that.
     """
 
     def __init__(self, problem: Problem, x: np.ndarray, θ: Sequence[np.ndarray]):
-        self._problem, self.x, self._θ = problem, x.copy(), [buffers.copy(leaf) for leaf in θ]
-        self.size = frobenius_norm(x)
+        self._problem, self._θ = problem, [buffers.copy(leaf) for leaf in θ]
+        self.group = group = problem.group
+        self.x, self._carried = np.split(x.copy(), [x.size - group.carried])
+        self.size = group.norm(self.x)
         self.nbytes = _OBJECTS + x.nbytes + sum(leaf.nbytes for leaf in self._θ)
 
     def F(self, d: np.ndarray, θ: Sequence[np.ndarray] | None = None) -> np.ndarray:
         """Return F at x̂ − d, for these θ or the own ones."""
-        return residual_on_host(self._problem, self.x - d, self._θ if θ is None else θ)
+        x = np.concatenate([self.x - d, self._carried]) if self.group.carried else self.x - d
+        return residual_on_host(self._problem, x, self._θ if θ is None else θ)
 
     def share(self, F: np.ndarray) -> float:
         """Return how much θ brings into F, which is about ‖∂F/∂θ‖ ‖θ‖."""
         zero = np.zeros_like(self.x)
-        moved = [frobenius_norm(self.F(zero, θ) - F) for θ in self.moved()]
+        moved = [self.group.norm(self.F(zero, θ) - F) for θ in self.moved()]
         return max([size for size in moved if math.isfinite(size)], default=0.0) / _MOVE
 
     def moved(self) -> Iterator[list[np.ndarray]]:
         """Return θ with one leaf after the other moved by random signs, infinite bounds aside."""
-        rng = np.random.default_rng(self.x.size)
-        for i, leaf in enumerate(self._θ):
+        group, rng = self.group, self.group.rng(self.x.size)
+        # Each process may have a θ of its own.
+        for i in range(int(group.largest(np.array([len(self._θ)]))[0])):
+            leaf = self._θ[i] if i < len(self._θ) and self._θ[i].dtype.kind == "f" else _NONE
             finite = np.isfinite(leaf)
-            if leaf.dtype.kind != "f" or not finite.any():
+            squares, count = group.sum(np.array([np.sum(leaf[finite] ** 2), finite.sum()]))
+            if not count:
                 continue
-            size = np.sqrt(np.mean(leaf[finite] ** 2)) or 1.0
+            size = math.sqrt(squares / count) or 1.0
             step = _MOVE * size * (2.0 * rng.integers(2, size=leaf.shape, dtype=np.int8) - 1.0)
-            yield [*self._θ[:i], np.where(finite, leaf + step, leaf), *self._θ[i + 1 :]]
+            θ = self._θ.copy()
+            if leaf is not _NONE:
+                θ[i] = np.where(finite, leaf + step, leaf)
+            yield θ
 
 
 def nearby(
@@ -68,7 +77,7 @@ def nearby(
     """Return F near a solution with this relative residual, if the derivative may ask for it."""
     # What is rounding in F depends on its units: only nothing is nothing in all of them.
     exact = relative == 0.0 and problem.unknown.dtype == np.float64
-    if exact or problem.group is not ALONE:
+    if exact or not problem.group.on_host:
         return None
     return Nearby(problem, x, θ)
 
@@ -84,7 +93,7 @@ class Way:
 
     def __init__(self, near: Nearby, F: np.ndarray, d: np.ndarray):
         self.near, self._d, self._F = near, d, {0.0: F}
-        self._length = frobenius_norm(d)
+        self._length = near.group.norm(d)
 
     def at(self, share: float) -> np.ndarray:
         """Return F at a share of the way."""
@@ -99,7 +108,7 @@ class Way:
     def along(self, w: np.ndarray) -> Callable[[float], np.ndarray]:
         """Return the share of the way ↦ δJ w, by differences along w."""
         # A short way would drown in rounding, were the other side of the parallelogram as short.
-        h = ratio(max(self._length, _SIDE * self.near.size), frobenius_norm(w))
+        h = ratio(max(self._length, _SIDE * self.near.size), self.near.group.norm(w))
         if not 0.0 < h < math.inf:
             return lambda share: np.zeros_like(w)
         side = self.near.F(-h * w) - self.at(0.0)

@@ -53,6 +53,8 @@ class _Columns:
 class _Lengths(Group):
     """How the engine measures vectors on the device; NumPy's stand for those that are not there."""
 
+    on_host = False
+
     def norm(self, array: Any) -> float:
         return super().norm(array) if isinstance(array, np.ndarray) else array.norm()
 

@@ -17,9 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .group import ALONE
 from .nearby import Nearby
-from .norms import frobenius_norm
 from .problem import Problem
 from .sight import Change, Sight, corrected
 from .store import store
@@ -30,6 +28,7 @@ __all__ = ["rounding"]
 
 _STEP = 1e-5  # of differences, relative to x̂: good to ten digits of J v
 _SIGMAS = 3.0  # of the random signs
+_SEEN = 1e-3  # what of a direction's share in random signs an iterative solver may leave over
 
 
 def rounding(
@@ -52,18 +51,21 @@ def rounding(
         transposed: Whether it was solved with Jᵀ.
     """
     unit, known, none = float(jnp.finfo(dtype).eps) / 2, system.conditioning, [0.0] * R.shape[1]
-    if known is None or (problem.is_linear and transposed) or problem.group is not ALONE:
+    group = problem.group
+    if known is None or (problem.is_linear and transposed) or not group.on_host:
         return none
     # To a direct method, a random right-hand side has shown κ but for √n.
-    largest = _SIGMAS * unit * known.value * math.sqrt(len(R))
+    largest = _SIGMAS * unit * known.value * math.sqrt(group.sum(np.array([len(R)]))[0])
     seen = problem.linear.capabilities.multi_rhs and system.entry.probe is not None
     if seen and largest <= 0.1 * problem.policy.gradient_tol:
         return none
     near = None if problem.is_linear else store.nearby(ticket)
+    if not group.every(near is not None):  # one of them has forgotten it
+        near = None
     computed = _Computed(problem, system, near)
     if transposed:
         return computed.adjoints()
-    signs = np.random.default_rng(len(R)).choice((-1.0, 1.0), len(R))
+    signs = group.rng(len(R)).choice((-1.0, 1.0), len(R))
     return computed.tangents(unit * np.abs(R) * signs[:, None])
 
 
@@ -72,6 +74,8 @@ class _Computed:
 
     def __init__(self, problem: Problem, system: System, near: Nearby | None):
         self._problem, self._system, self._near = problem, system, near
+        self._norm, unknowns = problem.group.norm, problem.group.sum(np.array([len(system.value)]))
+        self._rtol = _SEEN / math.sqrt(unknowns[0] or 1.0)
 
     def tangents(self, δR: np.ndarray) -> list[float]:
         """Return ‖δv‖ / ‖v‖ of each column."""
@@ -80,14 +84,15 @@ class _Computed:
             if not math.isfinite(length):  # it failed
                 found.append(0.0)
                 continue
-            δv = corrected(self._problem, self._system.entry, δr - self._δJ(v))
-            found.append(math.inf if δv is None else _SIGMAS * ratio(frobenius_norm(δv), length))
+            off = δr - self._δJ(v)
+            δv = corrected(self._problem, self._system.entry, off, rtol=self._rtol)
+            found.append(math.inf if δv is None else _SIGMAS * ratio(self._norm(δv), length))
         return found
 
     def adjoints(self) -> list[float]:
         """Return the same, where the system is that of Jᵀ."""
         system = self._system
-        sight = Sight.of(self._problem, system.entry, self._at_the_point)
+        sight = Sight.of(self._problem, system.entry, self._at_the_point, rtol=self._rtol)
         if sight is None:
             return [math.inf] * len(system.length)
         lengths = zip(system.value.T, system.length, strict=True)
@@ -98,10 +103,10 @@ class _Computed:
         return lambda share: δJw
 
     def _δJ(self, w: np.ndarray) -> np.ndarray:
-        near, size = self._near, frobenius_norm(w)
+        near, size = self._near, self._norm(w)
         if near is None or size == 0.0:
             return np.zeros_like(w)
-        h = _STEP * (frobenius_norm(near.x) or 1.0) / size
+        h = _STEP * (self._norm(near.x) or 1.0) / size
         exact = (near.F(-h * w) - near.F(h * w)) / (2.0 * h)
         operator, entry = self._problem.operator, self._system.entry
         return operator.apply(entry.operands, w, transposed=False) - exact

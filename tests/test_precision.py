@@ -149,6 +149,73 @@ def test_what_rounding_does_to_a_jacobian_is_in_the_verdict(condition, right, fo
     assert right or error < log[-1].error_estimate < 100 * error
 
 
+def reads_indices(dtype):
+    """Differentiate with a residual that reads indices; return the result, or the error."""
+    turned = np.array([1, 0], dtype)
+    root = implicit(
+        lambda θ: np.sqrt(θ)[turned], lambda x, θ: x[turned] ** 2 - θ, like=np.zeros(2, np.float32)
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return jax.grad(lambda θ: root(θ).sum())(np.float32([1.0, 4.0])).tolist()
+    except TypeError as error:
+        return "JAX's", str(error)
+    except backsolve.InputError as error:
+        return "ours", str(error)
+
+
+def test_without_x64_a_residual_may_read_integers_of_32_bits(in_fresh_process):
+    found = in_fresh_process(reads_indices, "int32", **X64_OFF)
+    np.testing.assert_allclose(found, [0.5, 0.25], rtol=1e-6)
+
+
+def test_without_x64_integers_of_64_bits_that_a_residual_reads_are_told(in_fresh_process):
+    whose, message = in_fresh_process(reads_indices, "int64", **X64_OFF)
+    assert whose == "ours"
+    assert "give integers as int32" in message
+
+
+def by_gmres(condition, forward):
+    """Return errors of derivatives of roots by GMRES, relative, and whether each is trusted."""
+    from backsolve import petsc
+
+    n, found = 5, []
+    tight = {"ksp_type": "gmres", "pc_type": "none", "ksp_rtol": 1e-14, "snes_atol": 1e-14}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        A = np.float32(Q @ np.diag(np.geomspace(1, 1 / condition, n)) @ np.roll(Q, 1, 0).T)
+        x, w = np.linspace(0.5, 1.0, n), np.float32(rng.standard_normal(n))
+        θ = np.float32(A @ np.tanh(x))
+
+        def solve(θ, A=A, x=np.float32(x)):
+            return petsc.snes(lambda x, θ: A @ jnp.tanh(x) - θ, x, θ, tight, jacobian="dense")
+
+        policy = backsolve.policy(on_untrusted="ignore", on_failure="nan")
+        with warnings.catch_warnings(), policy, record() as log:
+            warnings.simplefilter("ignore")
+            v = jax.jvp(solve, (θ,), (w,))[1] if forward else jax.vjp(solve, θ)[1](w)[0]
+            log.wait(v)
+        t = np.linalg.solve(A.astype(float), θ.astype(float))
+        J = A * (1 - t**2)
+        true = np.linalg.solve(J if forward else J.T, w)
+        error = float(np.linalg.norm(v - true) / np.linalg.norm(true))
+        found.append((error, bool(log[-1].trusted)))
+    return found
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["adjoint", "tangent"])
+@pytest.mark.parametrize(("condition", "good"), [(1e1, True), (1e6, False)])
+def test_what_rounding_does_is_seen_by_an_iterative_solver(
+    in_fresh_process, condition, good, forward
+):
+    pytest.importorskip("petsc4py")
+    found = in_fresh_process(by_gmres, condition, forward, **X64_OFF)
+    assert not [error for error, trusted in found if trusted and error > 1e-4]
+    assert all(trusted for _, trusted in found) is good
+
+
 def test_mixed_precision_is_promoted():
     A, b = jnp.eye(3, dtype=jnp.float32) * 3, jnp.ones(3)
     assert lapack.solve(A, b).dtype == jnp.float64

@@ -3,11 +3,13 @@
 Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repair belongs here:
 rules of primitives (`rules`), functions split from what they close over (`hoisting`), arrays that
 cross to the host (`arrays`), primitives that are computed there (`primitives`), the order of those
-that are collective (`order`), and JAX functions that the host calls back (`nested`).
+that are collective (`order`), JAX functions that the host calls back (`nested`), and what they read in JAX's two modes
+(`modes`).
 """
 
 from .arrays import owned
 from .hoisting import Program, hoist
+from .modes import mixed_types
 from .nested import NestedFunction, nested_device
 from .primitives import host_primitive, identity_primitive, jax_primitive
 from .rules import (
@@ -39,6 +41,7 @@ __all__ = [
     "is_undefined_primal",
     "is_zero",
     "jax_primitive",
+    "mixed_types",
     "nested_device",
     "owned",
     "unbroadcast",

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..status import SolverError
+from .modes import mixed_types
 
 __all__ = ["NestedFunction", "nested_device"]
 
@@ -79,5 +80,11 @@ class NestedFunction:
 
     def __call__(self, *arrays: np.ndarray) -> Any:
         """Evaluate; what is not a number is for the caller to judge."""
-        with nested_device(), jax.enable_x64(True), _unwatched():
-            return jax.tree.map(np.asarray, self._fun(*arrays))
+        try:
+            with nested_device(), jax.enable_x64(True), _unwatched():
+                return jax.tree.map(np.asarray, self._fun(*arrays))
+        except (TypeError, ValueError) as error:
+            told = mixed_types(error)
+            if told is None:
+                raise
+            raise told from error

@@ -14,6 +14,7 @@ import backsolve
 from backsolve import krylov, petsc
 from backsolve.residuals import linear_system
 
+from .alone import both, solves
 from .case import Family, with_room
 from .linear import System, adjoint_case, batch, sparse_system
 from .matrices import drawn, positive, right_hand_sides, sparse
@@ -137,42 +138,6 @@ def petsc_options(rng, choices):
     return options, adjoint[rng.integers(len(adjoint))]
 
 
-def _petsc_solves(system, where, b, options):
-    """Tell whether a KSP, used as its manual says, converges to a solution."""
-    from petsc4py import PETSc
-
-    if options["ksp_type"] == "chebyshev":
-        return False  # PETSc crashes when one is destroyed that has met a NaN
-
-    matrix = scipy.sparse.csr_matrix(where * 1.0)
-    matrix.data = system[where]
-    arrays = matrix.indptr, matrix.indices, matrix.data
-    A = PETSc.Mat().createAIJ(matrix.shape, csr=arrays)  # type: ignore[arg-type]
-    ksp, given = PETSc.KSP().create(), PETSc.Options()
-    ksp.setOptionsPrefix("alone_")
-    for name, value in options.items():
-        given[f"alone_{name}"] = value
-    right = PETSc.Vec().createWithArray(b.copy())
-    x = right.duplicate()
-    try:
-        ksp.setOperators(A)
-        ksp.setFromOptions()
-        ksp.solve(right, x)
-        reason, found = ksp.getConvergedReason(), x.getArray().copy()
-    except PETSc.Error:
-        return False
-    finally:
-        for name in options:
-            given.delValue(f"alone_{name}")
-        for thing in (ksp, A, right, x):
-            thing.destroy()
-    rtol = float(options.get("ksp_rtol", 1e-8))
-    if not np.isfinite(found).all():
-        return False
-    left = np.linalg.norm(system @ found - b)
-    return reason > 0 and left <= 10 * rtol * np.linalg.norm(b)  # type: ignore[operator]
-
-
 def by_petsc(choices, symmetric, rng):
     A, where, kind, singular = petsc_matrix(rng, symmetric)
     options, adjoint = petsc_options(rng, choices)
@@ -188,15 +153,8 @@ def petsc_case(system, where, b, x_bar, options, adjoint):
     case.numbers.update(options=options, adjoint=adjoint)
     room = case.room
     if case.verdict != "trusted" and room:
-        room = alone(system.A, where, b, x_bar, options, adjoint)
+        room = both(system.A, where, b, x_bar, options, adjoint)
     return with_room(case, room)
-
-
-def alone(A, where, b, x_bar, options, adjoint):
-    """Tell whether PETSc alone solves the system and its transpose."""
-    back = options | {"ksp_rtol": 1e-10, "ksp_max_it": 10_000} | adjoint
-    back = options if options["ksp_type"] == "preonly" else back
-    return _petsc_solves(A, where, b, options) and _petsc_solves(A.T, where.T, x_bar, back)
 
 
 def columns_by_petsc(rng):
@@ -206,7 +164,7 @@ def columns_by_petsc(rng):
     b = right_hand_sides(rng, A, 3)
     case = adjoint_case(system, b, right_hand_sides(rng, A.T, 3))
     case.numbers.update(options=options)
-    return with_room(case, case.verdict != "refused" or _petsc_solves(A, where, b[:, 0], options))
+    return with_room(case, case.verdict != "refused" or solves(A, where, b[:, 0], options))
 
 
 SOLVERS = tuple(functools.partial(petsc.ksp, options=options) for options in DIRECT)

@@ -216,6 +216,7 @@ SNES = (
     {"snes_rtol": 1e-6, "snes_max_it": 3},
     {"snes_type": "qn", "snes_rtol": 1e-5},
     {"snes_rtol": 1e-12, "ksp_type": "gmres", "ksp_rtol": 1e-2},
+    {"snes_rtol": 1e-10, "ksp_type": "gmres", "pc_type": "none", "ksp_rtol": 1e-12},
 )
 
 
@@ -232,14 +233,15 @@ def _snes(name, choice):
     return solve
 
 
-def by_snes(loose, rng):
+def by_snes(choices, rng, dtype=np.float64):
     name = str(rng.choice(list(EQUATIONS)))
     A, b, x = drawn(rng, name)
-    choice = int(rng.integers(2, len(SNES))) if loose else int(rng.integers(2))
+    choice = int(rng.choice(choices))
     x0 = x + 10 ** rng.uniform(-4, -0.5) * np.abs(x).max() * rng.standard_normal(N)
-    case = case_of(name, _snes(name, choice), (A, b), (x0,), rng.standard_normal(N))
+    A, b, x0, x_bar = (a.astype(dtype) for a in (A, b, x0, rng.standard_normal(N)))
+    case = case_of(name, _snes(name, choice), (A, b), (x0,), x_bar)
     case.numbers.update(options=SNES[choice])
-    return case
+    return _with_room_in(case, dtype)
 
 
 @functools.cache
@@ -283,7 +285,12 @@ def in_single_precision(rng):
         x = np.ones_like(x)
     x_bar = np.float32(rng.standard_normal(N))
     case = case_of(name, implicit(name, np.float32), (A, b), (x,), x_bar)
-    return with_room(case, case.numbers.get("sigma", 0.0) >= 1e-2)
+    return _with_room_in(case, np.float32)
+
+
+def _with_room_in(case, dtype):
+    single = dtype == np.float32
+    return with_room(case, not single or case.numbers.get("sigma", 0.0) >= 1e-2)
 
 
 def by_root_vjp(rng):
@@ -328,10 +335,15 @@ def contraction(rng):
 
 
 FAMILIES = (
-    Family("snes", "petsc.snes", functools.partial(by_snes, False)),
-    Family("snes, loose", "petsc.snes, loose", functools.partial(by_snes, True)),
+    Family("snes", "petsc.snes", functools.partial(by_snes, (0, 1))),
+    Family("snes, loose", "petsc.snes, loose", functools.partial(by_snes, range(2, len(SNES)))),
     Family("implicit", "implicit, roots", functools.partial(by_one_s_own, implicit)),
     Family("implicit, single", "implicit, single precision", in_single_precision),
+    Family(
+        "snes, single",
+        "petsc.snes, single precision",
+        functools.partial(by_snes, (0, len(SNES) - 1), dtype=np.float32),
+    ),
     Family("custom_root", "custom_root", functools.partial(by_one_s_own, _custom_root)),
     Family("root_vjp", "root_vjp", by_root_vjp),
     Family("fixed points", "fixed points", contraction),

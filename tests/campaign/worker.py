@@ -8,23 +8,28 @@ import time
 import traceback
 import warnings
 
-__all__ = ["MODULES", "Worker", "attempt", "load"]
+__all__ = ["MODULES", "Worker", "attempt", "configure", "load"]
 
 MODULES = (
     *("linear", "iterative", "least_squares", "nonlinear", "uses", "second"),
-    *("minima", "paths", "quadratic", "existing", "conic", "layers", "sets"),
+    *("minima", "paths", "quadratic", "existing", "conic", "layers", "sets", "distributed"),
 )
 
 LIFE = 1500  # problems that a process does: JAX keeps all that it has compiled
 
 
-def load(modules):
-    """Return the families of modules of this folder, in turn, so that none comes in a row."""
+def configure():
+    """Set up a process that does problems."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
     # A warning that backsolve lets through is a fault; one of a reference or a generator is not.
     warnings.filterwarnings("error", module=r"backsolve(\.|$)")
+
+
+def load(modules):
+    """Return the families of modules of this folder, in turn, so that none comes in a row."""
+    configure()
     loaded = [importlib.import_module(f"campaign.{name}").FAMILIES for name in modules]
     families = [f for row in itertools.zip_longest(*loaded) for f in row if f is not None]
     names = [family.name for family in families]

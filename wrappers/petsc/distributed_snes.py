@@ -61,7 +61,8 @@ class OwnEquations(System):
         numbers = np.concatenate([layout.start + np.arange(self.n), indices])
         columns = numbers[pattern.indices]
         # The entries of a row are in the order of all of x, in which ghosts come before too.
-        self._order = np.lexsort((columns, pattern.rows))
+        # In int32, which is int32 in either of JAX's modes: F is called in both.
+        self._order = np.lexsort((columns, pattern.rows)).astype(np.int32)
         rows = Pattern.of(columns[self._order], pattern.indptr, (self.n, layout.total))
         self.operator: RowsOperator = rows_operator(rows, layout)
         self._nested_F = NestedFunction(lambda x, *leaves: F(x, leaves))
