@@ -23,7 +23,7 @@ from .status import Status
 from .store import Entry
 from .verdict import Conditioning, in_doubt, ratio
 
-__all__ = ["Defect", "by_correction", "by_estimate"]
+__all__ = ["Defect", "by_correction", "by_estimate", "unknowns"]
 
 # A correction is repeated for what it leaves over, until the verdict is clear; each adds a digit.
 _ROUNDS = 3
@@ -120,7 +120,7 @@ def by_correction(
     looked_at = next((defect for defect in linear if defect is not None), None)
     if looked_at is not None and not entry.probed:
         entry.probed = True
-        if _unknowns(operator) <= _PROBED and solver.capabilities.probed:
+        if unknowns(operator) <= _PROBED and solver.capabilities.probed:
             bound = max(bound, _by_probe(solver, operator, entry, transposed=looked_at.transposed))
     bound = max(bound, entry.probe or 0.0)
     look = _Look(policy, solver, operator, entry, bound)
@@ -129,7 +129,7 @@ def by_correction(
     return Conditioning(look.bound, "bound", *measured)
 
 
-def _unknowns(operator: Operator) -> float:
+def unknowns(operator: Operator) -> float:
     """Return how many unknowns all processes have; too many where they are on a device."""
     group = operator.group
     if not group.on_host:
@@ -143,7 +143,7 @@ def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: b
     An iterate meets its tolerance without a direction that b hides, and so does a correction, made
     from what is left over of b. In z directions are of size 1/√n, and hardly one below _SEEN of it.
     """
-    group, enough = operator.group, _SEEN * max(_unknowns(operator), 1) ** -0.5
+    group, enough = operator.group, _SEEN * max(unknowns(operator), 1) ** -0.5
     z = probe(operator.n - group.carried, group)
     J, w, left = operator.host(entry.operands), np.zeros_like(z), z
     for k in range(_ROUNDS):

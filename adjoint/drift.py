@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -202,7 +203,7 @@ class _Parameter:
             self._changes[share] = abs(self._way.moved(share, self._θ) - self._Bu)
         return self._sum(weight @ self._changes[share])
 
-    def _sum(self, own: float) -> float:
+    def _sum(self, own: Any) -> float:
         return float(self._group.sum(np.array([own]))[0])
 
 

@@ -212,7 +212,7 @@ def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, 
     Raises:
         InputError: If the pattern misses an entry.
     """
-    claim = _claim_of_pattern(n, np.float64)
+    claim = claim_of_pattern(n, np.float64)
 
     def products(x, *leaves):
         def product(v):
@@ -236,7 +236,8 @@ def check_pattern(colouring: Colouring, F: Callable, n: int, params: tuple[Any, 
             return
 
 
-def _claim_of_pattern(n: int, *dtypes: Any) -> Claim:
+def claim_of_pattern(n: int, *dtypes: Any) -> Claim:
+    """Return that a pattern has all entries of a Jacobian of n columns, computed in these types."""
     return Claim("pattern misses entries of the Jacobian", n, _unit(dtypes))
 
 
@@ -278,7 +279,7 @@ def choose_linearization(F: FlatResidual, *, compared: bool = True) -> Lineariza
         raise InputError(f"pattern has shape {pattern.shape} for {n} unknowns")
     operator = Sparse(pattern)
     if given is not None and compared:
-        operator = ClaimedSparse(pattern, _claim_of_pattern(n, *F.dtypes))
+        operator = ClaimedSparse(pattern, claim_of_pattern(n, *F.dtypes))
     return _Coloured(operator, coloured(pattern))
 
 

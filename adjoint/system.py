@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .call import call
-from .conditioning import Defect, by_correction, by_estimate
+from .conditioning import Defect, by_correction, by_estimate, unknowns
 from .contract import Solution, Solver
 from .group import Group
 from .operators import Operator
@@ -223,7 +223,7 @@ def judged(
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
         if misfit:
             # A bound may be what a random vector shows, of which a direction is a small part.
-            hidden = math.sqrt(operator.n) if conditioning.kind == "bound" else 1.0
+            hidden = math.sqrt(unknowns(operator)) if conditioning.kind == "bound" else 1.0
             declared = hidden * conditioning.value * misfit
         if not declared <= policy.gradient_tol and not solution.doubt:
             solution.doubt = _DECLARED.format(misfit)

@@ -1,16 +1,20 @@
 """The verdict against the truth, on a slice of the campaign; and that the campaign finds faults."""
 
+import importlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from programs import NOT_KEPT
 
 RUN = Path(__file__).parent / "campaign" / "run.py"
-SLICE, SEED = 286, 11  # every family twice
+SLICE, SEED = 296, 11  # every family twice
 
 
 def campaign(folder, *options):
@@ -115,3 +119,27 @@ def test_a_problem_can_be_repeated_alone(tmp_path):
     _, results, _ = campaign(tmp_path, *PLANTED, "--problems", 8, "--seed", 5)
     _, _, printed = campaign(tmp_path / "alone", *PLANTED, "--problem", 7, "--seed", 5)
     assert f'"drawn": {results[7]["numbers"]["drawn"]!r}' in printed
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
+@pytest.mark.timeout(300)
+def test_ranks_that_die_are_told_and_others_take_their_place(monkeypatch):
+    pytest.importorskip("mpi4py")
+    for folder in (RUN.parent.parent, RUN.parent.parent / "support"):
+        monkeypatch.syspath_prepend(str(folder))
+    crew = importlib.import_module("campaign.crew").Crew(2)
+
+    def drawn():
+        return repr(crew.draw("ranks: ksp, direct", np.random.default_rng(0)))
+
+    try:
+        first, mpirun = drawn(), crew._process.pid
+        rank = Path(f"/proc/{mpirun}/task/{mpirun}/children").read_text().split()[-1]
+        os.kill(int(rank), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="one of 2 ranks died"):
+            drawn()
+        assert drawn() == first
+        with pytest.raises(RuntimeError, match=r"(?s)rank 1: .*KeyError: 'of nobody'"):
+            crew.draw("of nobody", np.random.default_rng(0))
+    finally:
+        crew.close()

@@ -4,6 +4,7 @@ A run of its own for each number of ranks, and for each scenario at whose end no
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -67,6 +68,47 @@ def test_the_suite_of_distributed_solves(ranks):
     )
     assert code == 0, f"{out}\n{err}"
     assert " passed" in out
+
+
+# --------------------------------------------------------------------------------------------
+# JAX's 64-bit mode off
+
+
+def rounding_in_a_jacobian(digits, forward):
+    """Return the error of a derivative, whether it is trusted, and its type."""
+    import warnings
+
+    import jax.numpy as jnp
+    import numpy as np
+    from mpi4py import MPI
+    from stopped_snes import KSP, N, Stopped
+
+    warnings.filterwarnings("ignore", message="JAX's 64-bit mode is off")
+    stopped, rng = Stopped(MPI.COMM_WORLD), np.random.default_rng(0)
+    Q, w = np.linalg.qr(rng.standard_normal((N, N)))[0], np.float32(rng.standard_normal(N))
+    A = np.float32(Q @ np.diag(np.logspace(0, -digits, N)) @ np.roll(Q, 1, 0).T)
+    x = np.float32(np.linspace(0.5, 1.0, N))
+    b = np.float32(A @ np.tanh(x))
+    newton = KSP | {"snes_atol": 1e-14, "snes_rtol": 0.0, "snes_stol": 0.0, "ksp_rtol": 1e-14}
+    solve = stopped.at(x, lambda x, θ, own: A[own] @ jnp.tanh(x) - θ, newton)
+    differentiate = stopped.pushed_forward if forward else stopped.pulled_back
+    found, record = differentiate(solve, b[stopped.own], w)
+    t = np.linalg.solve(A.astype(float), b.astype(float))
+    J = A * (1.0 - t**2)
+    true = np.linalg.solve(J if forward else J.T, w)
+    error = np.linalg.norm(found - true) / np.linalg.norm(true)
+    return float(error), bool(record.trusted), str(found.dtype)
+
+
+@pytest.mark.parametrize(("digits", "good"), [(1, True), (6, False)])
+@pytest.mark.parametrize("forward", [False, True], ids=["adjoint", "tangent"])
+def test_what_single_precision_does_to_a_jacobian_is_in_the_verdict(digits, good, forward):
+    call = command(rounding_in_a_jacobian, digits, forward, seconds=100)
+    code, out, err, _ = launched(2, *call, seconds=110, JAX_ENABLE_X64="0")
+    assert code == 0, f"{out}\n{err}"
+    error, trusted, dtype = json.loads(out.strip().splitlines()[-1])
+    assert dtype == "float32"
+    assert bool(error < 1e-4) is good is trusted
 
 
 # --------------------------------------------------------------------------------------------

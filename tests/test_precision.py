@@ -186,10 +186,10 @@ def by_gmres(condition, forward):
         rng = np.random.default_rng(seed)
         Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
         A = np.float32(Q @ np.diag(np.geomspace(1, 1 / condition, n)) @ np.roll(Q, 1, 0).T)
-        x, w = np.linspace(0.5, 1.0, n), np.float32(rng.standard_normal(n))
+        x, w = np.float32(np.linspace(0.5, 1.0, n)), np.float32(rng.standard_normal(n))
         θ = np.float32(A @ np.tanh(x))
 
-        def solve(θ, A=A, x=np.float32(x)):
+        def solve(θ, A=A, x=x):
             return petsc.snes(lambda x, θ: A @ jnp.tanh(x) - θ, x, θ, tight, jacobian="dense")
 
         policy = backsolve.policy(on_untrusted="ignore", on_failure="nan")

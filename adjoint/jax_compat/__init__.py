@@ -3,8 +3,8 @@
 Written against JAX 0.10.0 to 0.12.0. When a new JAX breaks backsolve, the repair belongs here:
 rules of primitives (`rules`), functions split from what they close over (`hoisting`), arrays that
 cross to the host (`arrays`), primitives that are computed there (`primitives`), the order of those
-that are collective (`order`), JAX functions that the host calls back (`nested`), and what they read in JAX's two modes
-(`modes`).
+that are collective (`order`), JAX functions that the host calls back (`nested`), and what they read
+in JAX's two modes (`modes`).
 """
 
 from .arrays import owned

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 import traceback
-from pathlib import Path
 
 __all__ = ["Crew", "available", "crew_of"]
 
@@ -92,13 +91,13 @@ class Crew:
         except subprocess.TimeoutExpired:
             self._process.terminate()
             self._process.wait()
+        self._process.stdin.close()
 
 
 def _serve(address):
-    from mpi4py import MPI
-
     from campaign.distributed import DRAWN
     from campaign.worker import configure
+    from mpi4py import MPI
 
     comm = MPI.COMM_WORLD.Dup()  # on which nobody else sends
     connection = None

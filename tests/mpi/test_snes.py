@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from distributed_system import GMRES, GRID, N, compiled, eager
 
 import backsolve
@@ -263,3 +264,39 @@ def test_the_residual_may_read_something_else_than_before(comm):
         value, slope = jax.value_and_grad(loss)(jnp.ones(2))
         np.testing.assert_allclose(value, 2 * rate, rtol=1e-12)
         np.testing.assert_allclose(slope, rate, rtol=1e-12)
+
+
+SOLUTION = np.linspace(1.0, 6.0, N)
+
+
+def late(x):
+    """Return what is there from 5 on only, in JAX or NumPy."""
+    return jnp.maximum(x - 5.0, 0.0)
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-8, 1e-3])
+def test_an_entry_that_only_shows_at_the_solution_is_missed_in_a_pattern(flow, share):
+    # The first row of every rank depends on the last entry of all, where it is large.
+    n, spread = flow.x0.size, flow.spread
+    last = np.array([N - 1] if n and spread.last < N else [], int)
+
+    def residual(x, θ):
+        own = x[:n]
+        seen = share * jnp.sum(late(x[-1:])) * (jnp.arange(n) == 0)
+        return own + seen - θ
+
+    θ = SOLUTION + share * np.asarray(late(SOLUTION[-1])) * np.isin(np.arange(N), spread.cuts[:-1])
+    pattern = sp.csr_array(np.eye(n, n + last.size))
+    options = DIRECT | {"snes_atol": 1e-9}
+
+    def solve(θ):
+        given = {"pattern": pattern, "ghosts": last, "comm": flow.comm}
+        return petsc.snes(residual, jnp.asarray(SOLUTION[spread.rows]), θ, options, **given)[0]
+
+    with backsolve.policy(on_untrusted="ignore"), backsolve.record() as log:
+        if share > 1e-6:
+            with pytest.raises((InputError, SolverError), match="pattern misses entries"):
+                log.wait(jax.grad(lambda θ: jnp.sum(solve(θ)))(θ[spread.rows]))
+            return
+        log.wait(jax.grad(lambda θ: jnp.sum(solve(θ)))(θ[spread.rows]))
+    assert log[-1].trusted

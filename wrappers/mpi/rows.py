@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backsolve.adjoint.claims import Claim
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import Pattern
+from backsolve.adjoint.status import InputError
+from backsolve.adjoint.verdict import ratio
 
 from .exchanges import Ghosts
 from .layout import Layout
 
-__all__ = ["HostRows", "OwnRows", "RowsOperator", "rows_operator"]
+__all__ = ["ClaimedRows", "HostRows", "OwnRows", "RowsOperator", "rows_operator"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,43 @@ class RowsOperator(Operator):
         return self.group.norm(operands[0])
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClaimedRows(RowsOperator):
+    """Rows on a pattern that somebody gave, compared once for each J; see `claims.ClaimedSparse`.
+
+    The second operand is what J z should be, by F itself.
+
+    Args:
+        claim: What was said.
+        z: The vector, for each entry of the rows the number that it is multiplied by.
+    """
+
+    claim: Claim
+    z: np.ndarray
+
+    def misfit(self, operands, *, transposed):
+        """Return by how much J z is not what it should be, over all ranks.
+
+        Raises:
+            InputError: If J is not what was claimed, on any rank.
+        """
+        del transposed
+        data, truth = operands
+        got, terms = self._times(data, self.z), self._times(np.abs(data), np.abs(self.z))
+        wrong = None
+        try:
+            self.claim.check(got, truth, terms)
+        except InputError as error:
+            wrong = error
+        if self.group.some(wrong is not None):
+            raise wrong or InputError(f"{self.claim.text}, on another rank")
+        own = self.claim.misfit(got, truth, terms)
+        return ratio(self.group.norm(np.array([own])), self.norm(operands))
+
+    def _times(self, data: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return np.bincount(self.pattern.rows, data * z, minlength=self.layout.count)
+
+
 class _Columns:
     """For each entry the place of its column among own entries and ghosts; hashed by identity."""
 
@@ -115,10 +155,10 @@ def rows_operator(pattern: Pattern, layout: Layout) -> RowsOperator:
 
 @jax.tree_util.register_pytree_node_class
 class OwnRows:
-    """The rows of this rank: a pytree whose only leaf is their values."""
+    """The rows of this rank: a pytree of their values, and of what J z should be, if asked."""
 
-    def __init__(self, data: Any, operator: RowsOperator):
-        self.data, self.operator = data, operator
+    def __init__(self, data: Any, operator: RowsOperator, *truth: Any):
+        self.data, self.operator, self._truth = data, operator, truth
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,13 +167,13 @@ class OwnRows:
 
     def tree_flatten(self):
         """Flatten for JAX."""
-        return (self.data,), self.operator
+        return (self.data, *self._truth), self.operator
 
     @classmethod
     def tree_unflatten(cls, operator, children):
         """Unflatten for JAX."""
-        (data,) = children
-        return cls(data, operator)
+        data, *truth = children
+        return cls(data, operator, *truth)
 
 
 class HostRows:

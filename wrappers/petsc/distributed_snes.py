@@ -15,12 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backsolve.adjoint.claims import Claim
 from backsolve.adjoint.contract import length_of
 from backsolve.adjoint.engine import as_leaves, solve
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.inputs import real_array
 from backsolve.adjoint.jax_compat import NestedFunction
-from backsolve.adjoint.linearize import check_pattern, coloured, detected_pattern
+from backsolve.adjoint.linearize import (
+    check_pattern,
+    claim_of_pattern,
+    coloured,
+    detected_pattern,
+)
 from backsolve.adjoint.sparse import Pattern, as_csr
 from backsolve.adjoint.status import InputError
 from backsolve.adjoint.surroundings import surroundings
@@ -28,7 +34,7 @@ from backsolve.adjoint.trees import Tree
 
 from ..mpi.exchanges import Ghosts, checked_indices, ghosts_of
 from ..mpi.layout import Layout, layout_of
-from ..mpi.rows import OwnRows, RowsOperator, rows_operator
+from ..mpi.rows import ClaimedRows, OwnRows, RowsOperator, rows_operator
 from ..mpi.token import begin
 from .library import check_mpi
 from .newton import System
@@ -46,6 +52,7 @@ class OwnEquations(System):
         ghosts: The unknowns of other ranks that F needs.
         indices: Their numbers in all of x.
         pattern: Where the Jacobian has entries, `(n_own, n_own + ghosts)`.
+        claim: That it does, if somebody says so.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class OwnEquations(System):
         ghosts: Ghosts,
         indices: np.ndarray,
         pattern: Pattern,
+        claim: Claim | None,
     ):
         self.n, self.group, self.layout, self.ghosts = layout.count, layout.ranks, layout, ghosts
         self._colouring = coloured(pattern)
@@ -65,6 +73,12 @@ class OwnEquations(System):
         self._order = np.lexsort((columns, pattern.rows)).astype(np.int32)
         rows = Pattern.of(columns[self._order], pattern.indptr, (self.n, layout.total))
         self.operator: RowsOperator = rows_operator(rows, layout)
+        if claim is not None:
+            fields = {
+                f.name: getattr(self.operator, f.name) for f in dataclasses.fields(RowsOperator)
+            }
+            z = claim.z[pattern.indices[self._order]]
+            self.operator = ClaimedRows(**fields, claim=claim, z=z)
         self._nested_F = NestedFunction(lambda x, *leaves: F(x, leaves))
         self._nested_J = NestedFunction(lambda x, *leaves: self.values(lambda x: F(x, leaves), x))
 
@@ -77,6 +91,13 @@ class OwnEquations(System):
         """Return the entries of the Jacobian of F at own entries and ghosts, in JAX."""
         values = self._colouring.values(lambda v: jax.jvp(F, (x,), (v,))[1], x.dtype)
         return values[self._order]
+
+    def operands(self, F: Any, x: Any) -> list[jax.Array]:
+        """Return the same, and for comparison J z, if somebody said where the entries are."""
+        if not isinstance(self.operator, ClaimedRows):
+            return [self.values(F, x)]
+        z = jnp.asarray(self.operator.claim.z, x.dtype)
+        return [self.values(F, x), jax.lax.stop_gradient(jax.jvp(F, (x,), (z,))[1])]
 
     def prepare(self, leaves):
         """Compile for leaves of θ like these."""
@@ -130,8 +151,8 @@ class DistributedSNES(SNES):
         """Return the own rows of ∂F/∂x."""
         equations: OwnEquations = self.equations  # type: ignore[assignment]
         extended, token = equations.extended(*x)
-        values = equations.values(lambda x: self.F(x, params[0]), extended)
-        return OwnRows(tied(values, token), equations.operator)
+        values, *truth = equations.operands(lambda x: self.F(x, params[0]), extended)
+        return OwnRows(tied(values, token), equations.operator, *truth)
 
     def host_residual(self, x, params):
         """Return the own entries of F(x, θ), NumPy in and out."""
@@ -188,9 +209,11 @@ def distributed_snes(
         if given is not None:
             check_pattern(coloured(given), local, size, tuple(tree.structs()))
         found = given or _detected(local, tree, size, x0.dtype)
+    said = ranks.some(given is not None)
+    claim = claim_of_pattern(size, x0.dtype, *(s.dtype for s in tree.structs())) if said else None
     equations = layout.plan(
-        (local, indices.tobytes(), found),
-        lambda: OwnEquations(local, layout, plan, indices, found),
+        (local, indices.tobytes(), found, claim),
+        lambda: OwnEquations(local, layout, plan, indices, found, claim),
     )
     solver = DistributedSNES(residual, options or (), adjoint_options or (), equations=equations)
     result = solve(solver, (params, x0, token), full_output=full_output, **policy)
