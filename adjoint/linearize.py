@@ -14,7 +14,7 @@ from jax import lax
 
 from .claims import Claim, ClaimedDense, ClaimedSparse
 from .contract import Solver
-from .jax_compat import NestedFunction, mixed_types
+from .jax_compat import MIXED, NestedFunction, mixed_types
 from .operators import Dense, MatrixFree, Operator, Sparse
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
@@ -68,7 +68,7 @@ class FlatResidual:
         """Return F(x, θ) as a vector."""
         try:
             F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
-        except TypeError as error:
+        except MIXED as error:
             told = mixed_types(error)
             if told is None:
                 raise

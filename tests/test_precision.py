@@ -170,10 +170,28 @@ def test_without_x64_a_residual_may_read_integers_of_32_bits(in_fresh_process):
     np.testing.assert_allclose(found, [0.5, 0.25], rtol=1e-6)
 
 
+def reads_a_matrix(as_jax):
+    """Return what a residual that reads a matrix gives twice, or the error; see `reads_indices`."""
+    A = np.array([[2.0, 1.0], [0.5, 3.0]])
+    of_jax = jnp.asarray(A) if as_jax else A
+    root = implicit(lambda θ: np.linalg.solve(A, θ), lambda x, θ: of_jax @ x - θ, like=np.zeros(2))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [jax.grad(lambda θ: root(θ).sum())(np.float32([1.0, 4.0])).tolist()] * 2
+    except backsolve.InputError as error:
+        return "ours", str(error)
+
+
+def test_without_x64_a_residual_reads_arrays_of_jax(in_fresh_process):
+    found = in_fresh_process(reads_a_matrix, True, **X64_OFF)
+    np.testing.assert_allclose(found, [np.linalg.solve([[2.0, 0.5], [1.0, 3.0]], [1.0, 1.0])] * 2)
+
+
 def test_without_x64_integers_of_64_bits_that_a_residual_reads_are_told(in_fresh_process):
     whose, message = in_fresh_process(reads_indices, "int64", **X64_OFF)
     assert whose == "ours"
-    assert "give integers as int32" in message
+    assert "make it a JAX array, or int32" in message
 
 
 def by_gmres(condition, forward):

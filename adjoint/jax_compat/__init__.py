@@ -9,7 +9,7 @@ in JAX's two modes (`modes`).
 
 from .arrays import owned
 from .hoisting import Program, hoist
-from .modes import mixed_types
+from .modes import MIXED, mixed_types
 from .nested import NestedFunction, nested_device
 from .primitives import host_primitive, identity_primitive, jax_primitive
 from .rules import (
@@ -27,6 +27,7 @@ from .rules import (
 )
 
 __all__ = [
+    "MIXED",
     "NestedFunction",
     "Program",
     "current_trace",

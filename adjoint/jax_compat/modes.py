@@ -13,9 +13,10 @@ import jax
 
 from ..status import InputError
 
-__all__ = ["mixed_types"]
+__all__ = ["MIXED", "mixed_types"]
 
-_TYPES = re.compile("same dtypes|verifier errors|type mismatch")
+MIXED = (TypeError, ValueError, jax.errors.JaxRuntimeError)  # how that shows
+_TYPES = re.compile("same dtypes|verifier errors|type mismatch|InputMismatch")
 
 
 def mixed_types(error: Exception) -> InputError | None:
@@ -25,6 +26,6 @@ def mixed_types(error: Exception) -> InputError | None:
         return None
     return InputError(
         "a function that is traced in single and in double precision, as JAX's 64-bit mode is off, "
-        f"reads a NumPy array of 64-bit numbers, of which JAX mixes up the types ({error}): give "
-        "integers as int32 and other numbers in θ, or set jax.config.update('jax_enable_x64', True)"
+        f"reads a NumPy array of 64-bit numbers, whose types JAX mixes up ({error}): make it "
+        "a JAX array, or int32, or pass it in θ; or set jax.config.update('jax_enable_x64', True)"
     )

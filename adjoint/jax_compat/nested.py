@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ..status import SolverError
-from .modes import mixed_types
+from .modes import MIXED, mixed_types
 
 __all__ = ["NestedFunction", "nested_device"]
 
@@ -83,7 +83,7 @@ class NestedFunction:
         try:
             with nested_device(), jax.enable_x64(True), _unwatched():
                 return jax.tree.map(np.asarray, self._fun(*arrays))
-        except (TypeError, ValueError) as error:
+        except MIXED as error:
             told = mixed_types(error)
             if told is None:
                 raise
