@@ -69,7 +69,8 @@ class Sight:
             along: w ↦ the share of the way ↦ δJ w.
             rtol: Residual up to which an iterative solver solves.
         """
-        group, every = problem.group, problem.linear.capabilities.multi_rhs or rtol < _LOOSE
+        group, able = problem.group, problem.linear.capabilities
+        every = able.multi_rhs or (rtol < _LOOSE and able.probed)
         n = problem.operator.n - group.carried
         z, *P = group.rng(n).choice((-1.0, 1.0), (1 + _SIGNS * every, n))
         seen = corrected(problem, entry, z, transposed=True, rtol=rtol)
