@@ -14,7 +14,7 @@ from jax import lax
 
 from .claims import Claim, ClaimedDense, ClaimedSparse
 from .contract import Solver
-from .jax_compat import MIXED, NestedFunction, mixed_types
+from .jax_compat import NestedFunction, in_either_mode
 from .operators import Dense, MatrixFree, Operator, Sparse
 from .registry import get_solver
 from .sparse import CSR, Pattern, as_csr
@@ -66,13 +66,8 @@ class FlatResidual:
 
     def __call__(self, x: Any, params: Sequence[Any]) -> jax.Array:
         """Return F(x, θ) as a vector."""
-        try:
+        with in_either_mode:
             F = self.solver.residual(self.unknown.unpack(x), self.params.unflatten(params))
-        except MIXED as error:
-            told = mixed_types(error)
-            if told is None:
-                raise
-            raise told from error
         vector = self.unknown.pack(F)
         if vector.shape != x.shape:
             raise InputError(

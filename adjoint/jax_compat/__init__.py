@@ -9,7 +9,7 @@ in JAX's two modes (`modes`).
 
 from .arrays import owned
 from .hoisting import Program, hoist
-from .modes import MIXED, mixed_types
+from .modes import in_either_mode
 from .nested import NestedFunction, nested_device
 from .primitives import host_primitive, identity_primitive, jax_primitive
 from .rules import (
@@ -27,7 +27,6 @@ from .rules import (
 )
 
 __all__ = [
-    "MIXED",
     "NestedFunction",
     "Program",
     "current_trace",
@@ -37,12 +36,12 @@ __all__ = [
     "hoist",
     "host_primitive",
     "identity_primitive",
+    "in_either_mode",
     "in_front",
     "is_traced",
     "is_undefined_primal",
     "is_zero",
     "jax_primitive",
-    "mixed_types",
     "nested_device",
     "owned",
     "unbroadcast",

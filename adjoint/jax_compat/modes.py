@@ -13,19 +13,33 @@ import jax
 
 from ..status import InputError
 
-__all__ = ["MIXED", "mixed_types"]
+__all__ = ["in_either_mode"]
 
-MIXED = (TypeError, ValueError, jax.errors.JaxRuntimeError)  # how that shows
-_TYPES = re.compile("same dtypes|verifier errors|type mismatch|InputMismatch")
+_SHOWN_AS = (TypeError, ValueError, jax.errors.JaxRuntimeError)
+_MIXED = re.compile("same dtypes|verifier errors|type mismatch|InputMismatch")
 
 
-def mixed_types(error: Exception) -> InputError | None:
-    """Return an error in words if this one is due to arrays of both modes, and None if not."""
-    config: Any = jax.config
-    if config.jax_enable_x64 or not _TYPES.search(str(error)):
-        return None
-    return InputError(
-        "a function that is traced in single and in double precision, as JAX's 64-bit mode is off, "
-        f"reads a NumPy array of 64-bit numbers, whose types JAX mixes up ({error}): make it "
-        "a JAX array, or int32, or pass it in θ; or set jax.config.update('jax_enable_x64', True)"
-    )
+class _InEitherMode:
+    """A context in which types that JAX mixed up are told as such.
+
+    Not a generator's: entering one of those takes as long as a small call.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, _SHOWN_AS):
+            return
+        config: Any = jax.config
+        if config.jax_enable_x64 or not _MIXED.search(str(error)):
+            return
+        raise InputError(
+            "a function that is traced in single and in double precision, as JAX's 64-bit mode is "
+            f"off, reads a NumPy array of 64-bit numbers, whose types JAX mixes up ({error}): make "
+            "it a JAX array, or int32, or pass it in θ; or set "
+            "jax.config.update('jax_enable_x64', True)"
+        ) from error
+
+
+in_either_mode = _InEitherMode()

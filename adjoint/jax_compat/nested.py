@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ..status import SolverError
-from .modes import MIXED, mixed_types
+from .modes import in_either_mode
 
 __all__ = ["NestedFunction", "nested_device"]
 
@@ -80,11 +80,5 @@ class NestedFunction:
 
     def __call__(self, *arrays: np.ndarray) -> Any:
         """Evaluate; what is not a number is for the caller to judge."""
-        try:
-            with nested_device(), jax.enable_x64(True), _unwatched():
-                return jax.tree.map(np.asarray, self._fun(*arrays))
-        except MIXED as error:
-            told = mixed_types(error)
-            if told is None:
-                raise
-            raise told from error
+        with in_either_mode, nested_device(), jax.enable_x64(True), _unwatched():
+            return jax.tree.map(np.asarray, self._fun(*arrays))
