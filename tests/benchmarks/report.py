@@ -114,6 +114,7 @@ def standing(found):
     if not counted:
         return []
     rows.append(["**all**", f"{first} of {counted}", f"{first / counted:.0%}"])
+    lost = [contest for contest in found if contest.counts and not contest.won]
     behind = [
         [
             f"{WORKLOADS[contest.workload]}{contest.kind}, n = {contest.n:,}",
@@ -122,8 +123,7 @@ def standing(found):
             times(contest.ratio),
             times(contest.over_floor),
         ]
-        for contest in found
-        if contest.counts and not contest.won
+        for contest in lost
     ]
     lines = [
         f"## Where ours is first, from n = {COUNTED} on",
@@ -133,7 +133,13 @@ def standing(found):
     ]
     if behind:
         head = ["where not", "ours", "first", "ours / first", "ours / bare library"]
-        lines += [*table(head, behind), ""]
+        lines += [
+            *table(head, behind),
+            "",
+            f"In {sum(contest.out_of_reach for contest in lost)} of these {len(lost)} the bare "
+            "library alone is no faster than the first of the others.",
+            "",
+        ]
     return lines
 
 

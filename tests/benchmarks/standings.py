@@ -75,6 +75,15 @@ class Standing:
     def over_floor(self):
         return self.ours.seconds / self.floor.seconds if self.ours and self.floor else None
 
+    @property
+    def out_of_reach(self):
+        """Whether the library that ours wraps is itself no faster than the first of the others.
+
+        Not of roots, which ours finds by other means than those by hand.
+        """
+        known = self.floor and self.peer and self.workload != "roots"
+        return bool(known) and self.floor.seconds >= self.peer.seconds
+
 
 def standings(rows):
     """Return a Standing for each problem: kinds as they come, sizes ascending."""
