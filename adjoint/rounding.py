@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .conditioning import unknowns
 from .nearby import Nearby
 from .problem import Problem
 from .sight import Change, Sight, corrected
@@ -55,7 +56,7 @@ def rounding(
     if known is None or (problem.is_linear and transposed) or not group.on_host:
         return none
     # To a direct method, a random right-hand side has shown κ but for √n.
-    largest = _SIGMAS * unit * known.value * math.sqrt(group.sum(np.array([len(R)]))[0])
+    largest = _SIGMAS * unit * known.value * math.sqrt(unknowns(problem.operator))
     seen = problem.linear.capabilities.multi_rhs and system.entry.probe is not None
     if seen and largest <= 0.1 * problem.policy.gradient_tol:
         return none
@@ -74,8 +75,8 @@ class _Computed:
 
     def __init__(self, problem: Problem, system: System, near: Nearby | None):
         self._problem, self._system, self._near = problem, system, near
-        self._norm, unknowns = problem.group.norm, problem.group.sum(np.array([len(system.value)]))
-        self._rtol = _SEEN / math.sqrt(unknowns[0] or 1.0)
+        self._norm = problem.group.norm
+        self._rtol = _SEEN / math.sqrt(max(unknowns(problem.operator), 1))
 
     def tangents(self, δR: np.ndarray) -> list[float]:
         """Return ‖δv‖ / ‖v‖ of each column."""

@@ -10,11 +10,10 @@ import numpy as np
 
 from backsolve import CSR, mpi, petsc
 
-from .alone import both
-from .case import Family, with_room
+from .case import Family
 from .crew import available, crew_of
-from .iterative import petsc_matrix, petsc_options
-from .linear import adjoint_case, sparse_system
+from .iterative import petsc_case, petsc_matrix, petsc_options
+from .linear import sparse_system
 from .matrices import right_hand_sides
 from .nonlinear import EQUATIONS, SNES, N, case_of, drawn
 
@@ -77,12 +76,10 @@ def by_ksp(choices, symmetric, rng):
     solver = of_the_whole if whole else of_own_rows
     system = sparse_system(A, where, kind, singular, solver)
     b, x_bar = right_hand_sides(rng, A), right_hand_sides(rng, A.T)
-    case = adjoint_case(system, b, x_bar, jit=bool(rng.integers(2)))
-    case.numbers.update(options=options, adjoint=adjoint, starts=starts, whole=whole)
-    room = case.room
-    if case.verdict != "trusted" and room:
-        room = both(A, where, b, x_bar, options, adjoint, (comm, starts))
-    return with_room(case, room)
+    how = {"ranks": (comm, starts), "jit": bool(rng.integers(2))}
+    case = petsc_case(system, where, b, x_bar, options, adjoint, **how)
+    case.numbers.update(starts=starts, whole=whole)
+    return case
 
 
 # --------------------------------------------------------------------------------------------

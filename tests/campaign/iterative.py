@@ -147,13 +147,13 @@ def by_petsc(choices, symmetric, rng):
     return petsc_case(system, where, b, x_bar, options, adjoint)
 
 
-def petsc_case(system, where, b, x_bar, options, adjoint):
+def petsc_case(system, where, b, x_bar, options, adjoint, *, ranks=None, jit=False):
     """Judge an adjoint; there is room where PETSc alone solves the system and its transpose."""
-    case = adjoint_case(system, b, x_bar)
+    case = adjoint_case(system, b, x_bar, jit=jit)
     case.numbers.update(options=options, adjoint=adjoint)
     room = case.room
     if case.verdict != "trusted" and room:
-        room = both(system.A, where, b, x_bar, options, adjoint)
+        room = both(system.A, where, b, x_bar, options, adjoint, ranks)
     return with_room(case, room)
 
 
