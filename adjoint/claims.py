@@ -15,7 +15,7 @@ from .operators import ROUNDING, SIGMAS, Dense, Operator, Sparse, probe_of_produ
 from .status import InputError
 from .verdict import ratio
 
-__all__ = ["Claim", "ClaimedDense", "ClaimedSparse"]
+__all__ = ["Claim", "Claimed", "ClaimedDense", "ClaimedSparse"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Claim:
         return SIGMAS * frobenius_norm(off)
 
 
-class _Claimed(Operator):
+class Claimed(Operator):
     """A matrix that is compared, once for each J, with its last operand: what J z should be.
 
     What is off by so little that it is let pass may be magnified.
@@ -78,21 +78,31 @@ class _Claimed(Operator):
         """
         del transposed
         J, truth = operands[0], operands[-1]
-        got = self.apply([J], self.claim.z, transposed=False)
-        terms = self.apply([np.abs(J)], np.abs(self.claim.z), transposed=False)
-        self.claim.check(got, truth, terms)
-        return ratio(self.claim.misfit(got, truth, terms), self.norm(operands))
+        got, terms = self.times(J, self.claim.z), self.times(np.abs(J), np.abs(self.claim.z))
+        wrong = None
+        try:
+            self.claim.check(got, truth, terms)
+        except InputError as error:
+            wrong = error
+        if self.group.some(wrong is not None):  # where one process raises, all do
+            raise wrong or InputError(f"{self.claim.text}, on another rank")
+        own = self.claim.misfit(got, truth, terms)
+        return ratio(self.group.norm(np.array([own])), self.norm(operands))
+
+    def times(self, J: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Return J z, or with other signs."""
+        return self.apply([J], z, transposed=False)
 
 
 @dataclass(frozen=True)
-class ClaimedDense(_Claimed, Dense):
+class ClaimedDense(Claimed, Dense):
     """A dense matrix that somebody declared; its operands are the array and what J z should be."""
 
     claim: Claim
 
 
 @dataclass(frozen=True)
-class ClaimedSparse(_Claimed, Sparse):
+class ClaimedSparse(Claimed, Sparse):
     """A CSR matrix on a pattern that somebody gave, or declared as a whole; see `ClaimedDense`."""
 
     claim: Claim

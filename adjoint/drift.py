@@ -25,10 +25,10 @@ import numpy as np
 
 from .cached import cached_property
 from .linearize import ByPoint
-from .nearby import Nearby, Way
+from .nearby import Nearby, Way, remembered
 from .problem import Problem
 from .sight import Sight, corrected
-from .store import Entry, store
+from .store import Entry
 from .system import System
 from .verdict import EPS, in_doubt, ratio
 
@@ -232,13 +232,8 @@ def drift(
     if known is None or not group.on_host:
         return None, ""
     near, F = _remembered(problem, system.entry, ticket, eta)
-    # All processes remember, or none.
     if group.some(F is not None and F.shape != system.value.shape[:1]):  # of another problem
         return None, ""
-    if not group.every(near is not None and F is not None):
-        near = None
-    if not group.every(F is not None):
-        F = None
     if near is not None and F is not None and math.isinf(eta):
         # An x̂ of zero has no length: that of terms of F is about J's norm times one.
         share, looking, needed = near.share(F), True, False
@@ -262,7 +257,7 @@ def _remembered(
     problem: Problem, entry: Entry, ticket: np.ndarray, eta: float
 ) -> tuple[Nearby | None, np.ndarray | None]:
     """Return F near x̂ and at x̂, from the point in the operands of J if the solve is forgotten."""
-    near, F = store.nearby(ticket), store.residual(ticket)
+    near, F = remembered(problem.group, ticket)
     there = isinstance(problem.linearization, ByPoint) and problem.unknown.dtype == np.float64
     if near is None and eta > _ROUNDING and there:
         x, *θ = entry.operands

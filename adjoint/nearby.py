@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .buffers import buffers
+from .group import Group
 from .problem import Problem, residual_on_host
+from .store import store
 from .verdict import ratio
 
-__all__ = ["Nearby", "Way", "nearby"]
+__all__ = ["Nearby", "Way", "nearby", "remembered"]
 
 # By how much of its size a leaf of θ is moved for B, and x̂ for δJ.
 _MOVE = 1e-4
@@ -80,6 +82,15 @@ def nearby(
     if exact or not problem.group.on_host:
         return None
     return Nearby(problem, x, θ)
+
+
+def remembered(group: Group, ticket: np.ndarray) -> tuple[Nearby | None, np.ndarray | None]:
+    """Return F near x̂ and at x̂, of the solve that a ticket names: all processes do, or none."""
+    near, F = store.nearby(ticket), store.residual(ticket)
+    return (
+        near if group.every(near is not None) else None,
+        F if group.every(F is not None) else None,
+    )
 
 
 class Way:

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .conditioning import unknowns
-from .nearby import Nearby
+from .nearby import Nearby, remembered
 from .problem import Problem
 from .sight import Change, Sight, corrected
-from .store import store
 from .system import System
 from .verdict import ratio
 
@@ -60,9 +59,7 @@ def rounding(
     seen = problem.linear.capabilities.multi_rhs and system.entry.probe is not None
     if seen and largest <= 0.1 * problem.policy.gradient_tol:
         return none
-    near = None if problem.is_linear else store.nearby(ticket)
-    if not group.every(near is not None):  # one of them has forgotten it
-        near = None
+    near = None if problem.is_linear else remembered(group, ticket)[0]
     computed = _Computed(problem, system, near)
     if transposed:
         return computed.adjoints()

@@ -8,6 +8,7 @@ No rank holds more than its rows, and of vectors its own entries and those ghost
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backsolve.adjoint.claims import Claim
+from backsolve.adjoint.claims import Claim, Claimed
 from backsolve.adjoint.exchange import exchanged, tied
 from backsolve.adjoint.operators import Operator
 from backsolve.adjoint.registry import require
 from backsolve.adjoint.sparse import Pattern
-from backsolve.adjoint.status import InputError
-from backsolve.adjoint.verdict import ratio
 
 from .exchanges import Ghosts
 from .layout import Layout
@@ -93,40 +92,26 @@ class RowsOperator(Operator):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ClaimedRows(RowsOperator):
-    """Rows on a pattern that somebody gave, compared once for each J; see `claims.ClaimedSparse`.
-
-    The second operand is what J z should be, by F itself.
+class ClaimedRows(Claimed, RowsOperator):
+    """Rows on a pattern that somebody gave; see `claims.ClaimedSparse`. Compared by identity.
 
     Args:
-        claim: What was said.
-        z: The vector, for each entry of the rows the number that it is multiplied by.
+        claim: What was said, of own entries and ghosts as they were given.
+        places: Where the entries' columns are among those.
     """
 
     claim: Claim
-    z: np.ndarray
+    places: np.ndarray
 
-    def misfit(self, operands, *, transposed):
-        """Return by how much J z is not what it should be, over all ranks.
+    @classmethod
+    def of(cls, rows: RowsOperator, claim: Claim, places: np.ndarray) -> ClaimedRows:
+        """Return these rows with what was said of them."""
+        given = {f.name: getattr(rows, f.name) for f in dataclasses.fields(RowsOperator)}
+        return cls(**given, claim=claim, places=places)
 
-        Raises:
-            InputError: If J is not what was claimed, on any rank.
-        """
-        del transposed
-        data, truth = operands
-        got, terms = self._times(data, self.z), self._times(np.abs(data), np.abs(self.z))
-        wrong = None
-        try:
-            self.claim.check(got, truth, terms)
-        except InputError as error:
-            wrong = error
-        if self.group.some(wrong is not None):
-            raise wrong or InputError(f"{self.claim.text}, on another rank")
-        own = self.claim.misfit(got, truth, terms)
-        return ratio(self.group.norm(np.array([own])), self.norm(operands))
-
-    def _times(self, data: np.ndarray, z: np.ndarray) -> np.ndarray:
-        return np.bincount(self.pattern.rows, data * z, minlength=self.layout.count)
+    def times(self, J, z):
+        """Return J z without an exchange: z has the ghosts."""
+        return np.bincount(self.pattern.rows, J * z[self.places], minlength=self.layout.count)
 
 
 class _Columns:

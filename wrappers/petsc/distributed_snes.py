@@ -74,11 +74,7 @@ class OwnEquations(System):
         rows = Pattern.of(columns[self._order], pattern.indptr, (self.n, layout.total))
         self.operator: RowsOperator = rows_operator(rows, layout)
         if claim is not None:
-            fields = {
-                f.name: getattr(self.operator, f.name) for f in dataclasses.fields(RowsOperator)
-            }
-            z = claim.z[pattern.indices[self._order]]
-            self.operator = ClaimedRows(**fields, claim=claim, z=z)
+            self.operator = ClaimedRows.of(self.operator, claim, pattern.indices[self._order])
         self._nested_F = NestedFunction(lambda x, *leaves: F(x, leaves))
         self._nested_J = NestedFunction(lambda x, *leaves: self.values(lambda x: F(x, leaves), x))
 
@@ -96,8 +92,10 @@ class OwnEquations(System):
         """Return the same, and for comparison J z, if somebody said where the entries are."""
         if not isinstance(self.operator, ClaimedRows):
             return [self.values(F, x)]
-        z = jnp.asarray(self.operator.claim.z, x.dtype)
-        return [self.values(F, x), jax.lax.stop_gradient(jax.jvp(F, (x,), (z,))[1])]
+        values, truth = self._colouring.with_product(
+            lambda v: jax.jvp(F, (x,), (v,))[1], self.operator.claim.z, x.dtype
+        )
+        return [values[self._order], jax.lax.stop_gradient(truth)]
 
     def prepare(self, leaves):
         """Compile for leaves of θ like these."""
