@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from .errors import said, status_of_error
 from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
+from .null_space import NullSpaces, null_spaces
 from .options import Database, as_options
 from .pool import Pool
 from .started import Started
@@ -170,10 +172,12 @@ class _UserKSP(KSP):
     Args:
         workspaces: The pool that holds the one workspace.
         is_direct: Whether the KSP was a factorisation and nothing else when it was handed over.
+        is_singular: Whether a null space is attached to A: no random right-hand side can be met.
     """
 
     workspaces: Pool | None = None
     is_direct: bool = False
+    is_singular: bool = False
 
     @property
     def direct(self):
@@ -183,7 +187,9 @@ class _UserKSP(KSP):
     @property
     def capabilities(self):  # type: ignore[override]
         """As of a KSP of our own."""
-        return Capabilities(multi_rhs=True) if self.is_direct else Capabilities(iterative=True)
+        if self.is_direct:
+            return Capabilities(multi_rhs=True)
+        return Capabilities(iterative=True, probed=not self.is_singular)
 
     def _pool(self, PETSc, J):
         del PETSc, J
@@ -198,8 +204,15 @@ class DifferentiableKSP:
         shape: Of A.
     """
 
-    def __init__(self, ksp: Any, solver: _UserKSP, data: np.ndarray, pattern: Any):
-        self.ksp, self._solver, self._pattern = ksp, solver, pattern
+    def __init__(
+        self,
+        ksp: Any,
+        solver: _UserKSP,
+        data: np.ndarray,
+        pattern: Any,
+        spaces: NullSpaces | None,
+    ):
+        self.ksp, self._solver, self._pattern, self._spaces = ksp, solver, pattern, spaces
         self.data = data
         self.shape = data.shape if pattern is None else pattern.shape
 
@@ -225,13 +238,22 @@ class DifferentiableKSP:
         """
         matrix = self._matrix(data)
         b = right_hand_side(b, "b", rows=self.shape[0])
+        spaces = self._spaces
+        if spaces is not None:
+            b = spaces.met(b)
         if x0 is not None:
             x0 = jnp.asarray(real_array(x0, "x0", ndim=1))
             if b.ndim != 1 or x0.shape != b.shape:
                 raise InputError(f"x0 has shape {x0.shape}, but b has {b.shape}: both must be (n,)")
             params = Started(matrix, jax.lax.stop_gradient(x0)), b
-            return solve(self._solver, params, full_output=full_output, **policy)
-        return solve_columns(self._solver, matrix, b, full_output=full_output, **policy)
+            found = solve(self._solver, params, full_output=full_output, **policy)
+        else:
+            found = solve_columns(self._solver, matrix, b, full_output=full_output, **policy)
+        if spaces is None:
+            return found
+        if full_output:
+            return dataclasses.replace(found, value=spaces.least(found.value))
+        return spaces.least(found)
 
     def _matrix(self, data: Any) -> Any:
         if self._pattern is None:
@@ -262,6 +284,10 @@ def from_ksp(
 
     The KSP keeps its options, its preconditioner and its matrix, into which every solve puts its
     values. It may be used otherwise in between: its matrix is then loaded anew.
+
+    If A has a null space attached, `x = A⁺ b` is the smallest x, of the part of b that can be met,
+    and all matrices that f is given, and is differentiated along, are taken to have it: see
+    `null_space.py`. Where that of Aᵀ is another one, `setTransposeNullSpace` must say so.
 
     Args:
         ksp: The KSP, with its operators set: a sequential AIJ or dense matrix.
@@ -294,11 +320,13 @@ def from_ksp(
             pattern = CSR(data, indices, indptr, A.getSize()).pattern
         else:
             data = np.array(A.getDenseArray())
+        spaces = null_spaces(A)
         workspace = UserWorkspace(PETSc, ksp, given, update_pmat)
         is_direct = ksp.getType() == "preonly" and ksp.getPC().getType() in DIRECT
     pool = Pool(lambda J: workspace, capacity=1, limit=1)
-    solver = _UserKSP((), given, workspaces=pool, is_direct=is_direct)
-    return DifferentiableKSP(ksp, solver, data, pattern)
+    singular = spaces is not None
+    solver = _UserKSP((), given, workspaces=pool, is_direct=is_direct, is_singular=singular)
+    return DifferentiableKSP(ksp, solver, data, pattern, spaces)
 
 
 def _check_ksp(PETSc: Any, ksp: Any, update_pmat: Any) -> None:

@@ -14,6 +14,7 @@ from backsolve.adjoint.status import InputError
 
 from ..mpi.rows import HostRows, RowsOperator
 from .device import choose_vectors, require
+from .null_space import attach_transposed
 
 __all__ = ["Preconditioned", "create", "group_of", "replace", "transpose", "values_of"]
 
@@ -173,7 +174,11 @@ def replace(PETSc: Any, A: Any, P: Any, J: Any) -> None:
 def transpose(PETSc: Any, A: Any, out: Any = None) -> Any:
     """Return Aᵀ as a matrix of its own, or bring the one that there is up to date."""
     if A.getType() != "python":
-        return A.transpose(PETSc.Mat() if out is None else out)  # without `out` it is in place
+        if out is not None:
+            return A.transpose(out)
+        out = A.transpose(PETSc.Mat())  # without an argument it is in place
+        attach_transposed(A, out)
+        return out
     if out is None:
         products = A.getPythonContext()
         if not isinstance(products, _Products):  # the user's own
