@@ -52,7 +52,8 @@ def call(
         # direct method that is nearly free, and unlike the given ones it excites every
         # singular direction (a b made as A x would hide the smallest).
         B = np.empty((n, k + 1), order="F")
-        B[:, :k], B[:, k] = R, probe(n, group)
+        z = operator.compatible(probe(n, group), transposed=transposed)
+        B[:, :k], B[:, k] = R, z
         solution = solve(B)
         solution.value, w = solution.value[:, :k], solution.value[:, k]
         entry.probe = entry.norm * group.norm(w)  # type: ignore[operator]

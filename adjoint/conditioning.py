@@ -90,6 +90,7 @@ def _estimate(policy: Policy, solver: Solver, operator: Operator, entry: Entry) 
     group = operator.group
 
     def solve(r: np.ndarray, *, transposed: bool) -> np.ndarray:
+        r = operator.compatible(r, transposed=transposed)
         solution = checked(
             solver, J, r, entry=entry, transposed=transposed, seconds=policy.patience(group)
         )
@@ -145,6 +146,7 @@ def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: b
     """
     group, enough = operator.group, _SEEN * max(unknowns(operator), 1) ** -0.5
     z = probe(operator.n - group.carried, group)
+    z = operator.compatible(z, transposed=transposed)
     J, w, left = operator.host(entry.operands), np.zeros_like(z), z
     for k in range(_ROUNDS):
         # Tighter each time: MINRES stops by the backward error, and others by a preconditioned one.
@@ -154,6 +156,7 @@ def _by_probe(solver: Solver, operator: Operator, entry: Entry, *, transposed: b
             break
         w = w + more
         left = z - operator.apply(entry.operands, w, transposed=transposed)
+        left = operator.compatible(left, transposed=transposed)
         size = group.norm(left)
         if size <= enough:
             return entry.norm * group.norm(w)  # type: ignore[operator]
@@ -226,6 +229,7 @@ class _Look:
                 return math.inf
             e = e + correction
             left = d - self._operator.apply(entry.operands, e, transposed=side)
+            left = self._operator.compatible(left, transposed=side)
             magnified, before = ratio(entry.norm * size_of(e), size), share  # type: ignore[operator]
             share = ratio(size_of(left), size)
             if not math.isfinite(magnified + share):

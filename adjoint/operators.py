@@ -87,6 +87,15 @@ class Operator:
         """Return the Frobenius norm of J, or an estimate of it; not finite if J is not."""
         raise NotImplementedError
 
+    def compatible(self, r: np.ndarray, *, transposed: bool) -> np.ndarray:
+        """Return the part of r, `(n,)` or `(n, k)`, that J v, or Jᵀ v, can equal.
+
+        All of it, r itself, unless J is singular by design: what is left out of a residual is
+        rounding then, and that of a random vector tells nothing about J.
+        """
+        del transposed
+        return r
+
     def misfit(self, operands: Sequence[np.ndarray], *, transposed: bool) -> float:
         """Return how far what is solved with is from the J, or Jᵀ, of F, relative to J.
 

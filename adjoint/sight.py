@@ -33,6 +33,7 @@ def corrected(
     problem: Problem, entry: Entry, r: np.ndarray, *, transposed: bool = False, rtol: float = _LOOSE
 ) -> np.ndarray | None:
     """Return J⁻¹ r, by an iterative solver up to a residual; None if it cannot be had."""
+    r = problem.operator.compatible(r, transposed=transposed)
     with entry.lock:
         J = problem.operator.host(entry.operands)
         v = problem.linear.correct(J, r, entry.state, transposed=transposed, rtol=rtol)

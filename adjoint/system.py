@@ -27,8 +27,8 @@ from .verdict import EPS, Conditioning, not_solved, ratio, singular
 __all__ = ["System", "judged", "solve_system"]
 
 _DECLARED = (
-    "what was declared of the Jacobian, or of its transpose (pattern=, vecmat=, a Jacobian), is "
-    "not so: at random vectors they differ by {:.1e}, which the system may magnify"
+    "what was declared of the Jacobian, or of its transpose (pattern=, vecmat=, a Jacobian, its "
+    "null space), is not so: they differ by {:.1e}, which the system may magnify"
 )
 
 
@@ -132,7 +132,9 @@ def solve_system(
                 defect = operator.apply(operands, V[:, 0], transposed=transposed).reshape(-1, 1)
             else:
                 defect = operator.apply(operands, V, transposed=transposed)
-            defect = np.asfortranarray(defect - R)  # whose columns are asked for
+            defect = operator.compatible(defect - R, transposed=transposed)
+            defect = np.asfortranarray(defect)  # whose columns are asked for
+            misfit += _left_out(operator, R, V, norm, transposed)
         else:
             defect = np.full(R.shape, np.nan)
         reuse = "" if entry.state is None else (found if entry.state is earlier else "new")
@@ -150,6 +152,17 @@ def solve_system(
             transposed=transposed,
             misfit=misfit,
         )
+
+
+def _left_out(
+    operator: Operator, R: np.ndarray, V: np.ndarray, norm: float, transposed: bool
+) -> float:
+    """Return how far J is from one with which J v = r, relative to it, where it is singular."""
+    part = operator.compatible(R, transposed=transposed)
+    if part is R:
+        return 0.0
+    sizes = operator.group.norms(R - part), operator.group.norms(V)
+    return max(ratio(rest, norm * v) for rest, v in zip(*sizes, strict=True))
 
 
 def _misfit(

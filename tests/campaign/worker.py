@@ -13,6 +13,7 @@ __all__ = ["MODULES", "Worker", "attempt", "configure", "load"]
 MODULES = (
     *("linear", "iterative", "least_squares", "nonlinear", "uses", "second"),
     *("minima", "paths", "quadratic", "existing", "conic", "layers", "sets", "distributed"),
+    "null_spaces",
 )
 
 LIFE = 1500  # problems that a process does: JAX keeps all that it has compiled

@@ -22,7 +22,7 @@ from .errors import said, status_of_error
 from .inner import forget_failure
 from .ksp import KSP
 from .library import entered
-from .null_space import NullSpaces, null_spaces
+from .null_space import NullSpaces, Singular, null_spaces
 from .options import Database, as_options
 from .pool import Pool
 from .started import Started
@@ -41,6 +41,7 @@ class UserWorkspace(Workspace):
         adjoint_options: What differs for Aᵀ. With more than tolerances it gets a KSP of its own.
         update_pmat: See `from_ksp`.
         matrices: A and P, if the KSP may not have them yet.
+        spaces: The null spaces that are attached to A.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class UserWorkspace(Workspace):
         adjoint_options: Any,
         update_pmat: Any = None,
         matrices: tuple[Any, Any] | None = None,
+        spaces: NullSpaces | None = None,
     ):
         A, P = matrices or ksp.getOperators()
         self._changed = changed_by(PETSc, adjoint_options)
-        self._update_pmat = update_pmat
+        self._update_pmat, self._spaces = update_pmat, spaces
         self._states_loaded: Any = None  # of A and P, by which PETSc counts their changes
         self._pattern = A.getValuesCSR()[:2] if matrices is None and _is_sparse(A) else ()
         prefix = ksp.getOptionsPrefix() or ""
@@ -75,6 +77,8 @@ class UserWorkspace(Workspace):
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
         forget_failure(self.PETSc, self.ksp)
         super().load(J)
+        if self._spaces is not None:
+            self._spaces.check(self.A)
         self._states_loaded = self._states()
 
     def set_up(self, ksp):
@@ -172,12 +176,12 @@ class _UserKSP(KSP):
     Args:
         workspaces: The pool that holds the one workspace.
         is_direct: Whether the KSP was a factorisation and nothing else when it was handed over.
-        is_singular: Whether a null space is attached to A: no random right-hand side can be met.
+        spaces: The null spaces that are attached to A.
     """
 
     workspaces: Pool | None = None
     is_direct: bool = False
-    is_singular: bool = False
+    spaces: NullSpaces | None = None
 
     @property
     def direct(self):
@@ -187,9 +191,12 @@ class _UserKSP(KSP):
     @property
     def capabilities(self):  # type: ignore[override]
         """As of a KSP of our own."""
-        if self.is_direct:
-            return Capabilities(multi_rhs=True)
-        return Capabilities(iterative=True, probed=not self.is_singular)
+        return Capabilities(multi_rhs=True) if self.is_direct else Capabilities(iterative=True)
+
+    def operator(self, matrix):
+        """Return how A acts, and what it cannot do."""
+        operator = super().operator(matrix)
+        return operator if self.spaces is None else Singular(operator, self.spaces)
 
     def _pool(self, PETSc, J):
         del PETSc, J
@@ -204,15 +211,8 @@ class DifferentiableKSP:
         shape: Of A.
     """
 
-    def __init__(
-        self,
-        ksp: Any,
-        solver: _UserKSP,
-        data: np.ndarray,
-        pattern: Any,
-        spaces: NullSpaces | None,
-    ):
-        self.ksp, self._solver, self._pattern, self._spaces = ksp, solver, pattern, spaces
+    def __init__(self, ksp: Any, solver: _UserKSP, data: np.ndarray, pattern: Any):
+        self.ksp, self._solver, self._pattern = ksp, solver, pattern
         self.data = data
         self.shape = data.shape if pattern is None else pattern.shape
 
@@ -238,9 +238,9 @@ class DifferentiableKSP:
         """
         matrix = self._matrix(data)
         b = right_hand_side(b, "b", rows=self.shape[0])
-        spaces = self._spaces
+        spaces = self._solver.spaces
         if spaces is not None:
-            b = spaces.met(b)
+            b = spaces.compatible(b)
         if x0 is not None:
             x0 = jnp.asarray(real_array(x0, "x0", ndim=1))
             if b.ndim != 1 or x0.shape != b.shape:
@@ -252,8 +252,8 @@ class DifferentiableKSP:
         if spaces is None:
             return found
         if full_output:
-            return dataclasses.replace(found, value=spaces.least(found.value))
-        return spaces.least(found)
+            return dataclasses.replace(found, value=spaces.smallest(found.value))
+        return spaces.smallest(found)
 
     def _matrix(self, data: Any) -> Any:
         if self._pattern is None:
@@ -306,7 +306,7 @@ def from_ksp(
     Raises:
         InputError: If the KSP has no matrix, one that is distributed or of another type, or a
             separate P and no `update_pmat`; or if PETSc has no type that `adjoint_options` asks
-            for.
+            for. From f, if a matrix has not the null space that is attached.
     """
     given = as_options(adjoint_options, "adjoint_options")
     if not (update_pmat is None or update_pmat == "keep" or callable(update_pmat)):
@@ -321,12 +321,11 @@ def from_ksp(
         else:
             data = np.array(A.getDenseArray())
         spaces = null_spaces(A)
-        workspace = UserWorkspace(PETSc, ksp, given, update_pmat)
+        workspace = UserWorkspace(PETSc, ksp, given, update_pmat, spaces=spaces)
         is_direct = ksp.getType() == "preonly" and ksp.getPC().getType() in DIRECT
     pool = Pool(lambda J: workspace, capacity=1, limit=1)
-    singular = spaces is not None
-    solver = _UserKSP((), given, workspaces=pool, is_direct=is_direct, is_singular=singular)
-    return DifferentiableKSP(ksp, solver, data, pattern, spaces)
+    solver = _UserKSP((), given, workspaces=pool, is_direct=is_direct, spaces=spaces)
+    return DifferentiableKSP(ksp, solver, data, pattern)
 
 
 def _check_ksp(PETSc: Any, ksp: Any, update_pmat: Any) -> None:

@@ -13,34 +13,58 @@ those along matrices with the same null spaces: with Ȧ N = 0 and Mᵀ Ȧ = 0
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["NullSpaces", "attach_transposed", "null_spaces"]
+from backsolve.adjoint.status import InputError
 
-_ZERO = 1e-12  # of Aᵀ N, relative to A
+from .around import Around
+
+__all__ = ["NullSpaces", "Singular", "attach_transposed", "null_spaces"]
+
+# Of A N, relative to A: more is no rounding, of values in single precision neither; and what is
+# none in double precision.
+_NONE, _ZERO = 1e-6, 1e-12
 
 
-class NullSpaces(NamedTuple):
-    """Orthonormal bases of those of A, `(n, k)`, and of Aᵀ."""
+@dataclass(frozen=True, eq=False)
+class NullSpaces:
+    """Those of A and of Aᵀ.
+
+    Attributes:
+        N: An orthonormal basis of that of A, `(n, k)`.
+        M: The same of Aᵀ.
+    """
 
     N: np.ndarray
     M: np.ndarray
 
-    def met(self, b: Any) -> Any:
+    def compatible(self, b: Any) -> Any:
         """Return P b."""
         return b - self.M @ (self.M.T @ b)
 
-    def least(self, x: Any) -> Any:
+    def smallest(self, x: Any) -> Any:
         """Return Q x."""
         return x - self.N @ (self.N.T @ x)
+
+    def check(self, A: Any) -> None:
+        """Refuse a matrix that has other null spaces."""
+        for name, product, basis in (("A", A.mult, self.N), ("Aᵀ", A.multTranspose, self.M)):
+            share = _image(A, product, basis)
+            if not share <= _NONE:
+                raise InputError(
+                    f"a vector v of the null space that is attached to {name} is none: with these "
+                    f"values, ‖{name} v‖ is {share:.1e} of ‖A‖; attach the right one, or "
+                    "none if A is regular, and call from_ksp again"
+                )
 
 
 def null_spaces(A: Any) -> NullSpaces | None:
     """Return what is attached to A, if it is; that of Aᵀ may be the same, and left out."""
     N, M = _basis(A, A.getNullSpace()), _basis(A, A.getTransposeNullSpace())
-    if M is None and N is not None and _is_left(A, N):
+    if M is None and N is not None and _image(A, A.multTranspose, N) <= _ZERO:
         M = N
     return None if N is None or M is None else NullSpaces(N, M)
 
@@ -55,14 +79,27 @@ def _basis(A: Any, space: Any) -> np.ndarray | None:
     return np.array(columns).T if columns else None
 
 
-def _is_left(A: Any, N: np.ndarray) -> bool:
-    v, image = A.createVecs()
+def _image(A: Any, product: Any, basis: np.ndarray) -> float:
+    """Return the largest ‖A v‖ / ‖A‖ of the columns v."""
+    x, y = A.createVecs()
     sizes = []
-    for column in N.T:
-        v.setArray(column)
-        A.multTranspose(v, image)
-        sizes.append(image.norm())
-    return bool(max(sizes) <= _ZERO * A.norm())
+    for v in basis.T:
+        x.setArray(v)
+        product(x, y)
+        sizes.append(y.norm())
+    size = A.norm()
+    return max(sizes) / size if size > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Singular(Around):
+    """A matrix with null spaces: what it cannot equal of a right-hand side is left out."""
+
+    spaces: NullSpaces
+
+    def compatible(self, r, *, transposed):
+        """Return P r, or for Aᵀ Q r."""
+        return self.spaces.smallest(r) if transposed else self.spaces.compatible(r)
 
 
 def attach_transposed(A: Any, transposed: Any) -> None:

@@ -18,6 +18,7 @@ from backsolve.adjoint.operators import Dense, Operator
 from backsolve.adjoint.sparse import CSR
 
 from ..products import Multiplied
+from .around import Around
 
 __all__ = ["Started", "solve_from", "started"]
 
@@ -59,58 +60,16 @@ class Started:
 
 
 @dataclass(frozen=True)
-class _FromGuess(Operator):
+class _FromGuess(Around):
     """The operator of A, whose last operand is the guess."""
 
-    inner: Operator
-
-    @property
-    def n(self):  # type: ignore[override]
-        """Size."""
-        return self.inner.n
-
-    @property
-    def compiled(self):  # type: ignore[override]
-        """As A is."""
-        return self.inner.compiled
-
-    @property
-    def group(self):  # type: ignore[override]
-        """As of A."""
-        return self.inner.group
-
-    @property
-    def title(self):  # type: ignore[override]
-        """As of A."""
-        return self.inner.title
-
-    def matvec(self, operands, v):
-        """Return `A v`."""
-        return self.inner.matvec(operands[:-1], v)
-
-    def rmatvec(self, operands, v):
-        """Return `Aᵀ v`."""
-        return self.inner.rmatvec(operands[:-1], v)
+    def of_inner(self, operands):
+        """Return the operands of A."""
+        return operands[:-1]
 
     def host(self, operands):
         """Return A with the guess."""
-        return _HostStarted(self.inner.host(operands[:-1]), operands[-1])
-
-    def apply(self, operands, v, *, transposed):
-        """Multiply by A."""
-        return self.inner.apply(operands[:-1], v, transposed=transposed)
-
-    def norm(self, operands):
-        """Return the norm of A."""
-        return self.inner.norm(operands[:-1])
-
-    def misfit(self, operands, *, transposed):
-        """Return that of A."""
-        return self.inner.misfit(operands[:-1], transposed=transposed)
-
-    def prepare(self, operands):
-        """Compile the products of A."""
-        self.inner.prepare(operands[:-1])
+        return _HostStarted(super().host(operands), operands[-1])
 
 
 @dataclass(frozen=True)
