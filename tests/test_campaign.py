@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import NOT_KEPT
+from programs import NOT_KEPT, QUICK
+from ranks import MPIRUN
 
 RUN = Path(__file__).parent / "campaign" / "run.py"
-SLICE, SEED = 296, 11  # every family twice
+SLICE, SEED = 300, 11  # every family twice
 
 
 def campaign(folder, *options):
     """Run it; return the exit status, what it wrote down of each problem, and what it printed."""
     command = [sys.executable, str(RUN), "--output", str(folder), *map(str, options)]
     # Most of the time would be spent on compiling what is run once or twice.
-    cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | QUICK
     if "--workers" in options:
         cheap |= NOT_KEPT
     run = subprocess.run(
@@ -121,7 +121,7 @@ def test_a_problem_can_be_repeated_alone(tmp_path):
     assert f'"drawn": {results[7]["numbers"]["drawn"]!r}' in printed
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
+@pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun")
 @pytest.mark.timeout(300)
 def test_ranks_that_die_are_told_and_others_take_their_place(monkeypatch):
     pytest.importorskip("mpi4py")

@@ -2,29 +2,21 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from programs import NOT_KEPT
+from ranks import MPIRUN, mpirun
 
 pytest.importorskip("petsc4py")
 pytest.importorskip("mpi4py")
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed_poisson.py"
 NUMBERS = re.compile(r"^(before|after): loss (\S+), norm of the gradient (\S+), misfit (\S+)", re.M)
-# Of Open MPI; other launchers ignore them.
-FREELY = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-}
 
-pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
+pytestmark = pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun")
 
 
 def run(ranks, folder, size=9):
@@ -32,8 +24,8 @@ def run(ranks, folder, size=9):
     # Nine planes: no two, three or four ranks have as many.
     options = [f"--size={size}", "--steps=3", f"--output={folder}"]
     result = subprocess.run(
-        ["mpirun", "-n", str(ranks), sys.executable, "-W", "error", EXAMPLE, *options],
-        env=os.environ | FREELY | NOT_KEPT | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        [*mpirun(ranks), sys.executable, "-W", "error", EXAMPLE, *options],
+        env=os.environ | NOT_KEPT | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",

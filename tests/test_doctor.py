@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import pytest
+from ranks import MPIRUN, mpirun
 
 import backsolve
 from backsolve.__main__ import main
@@ -18,7 +18,6 @@ from backsolve.wrappers.doctor import Report, diagnose, requirements
 from backsolve.wrappers.doctor.finding import Finding, brief
 from backsolve.wrappers.doctor.self_test import self_test
 
-MPIRUN = shutil.which("mpirun")
 HAS_MPI = MPIRUN is not None and importlib.util.find_spec("mpi4py") is not None
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -286,13 +285,8 @@ def test_a_long_message_is_wrapped_and_keeps_its_advice():
 
 @pytest.mark.skipif(not HAS_MPI, reason="there is no MPI")
 def test_under_mpirun_one_rank_reports_and_all_meet():
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=True)
-    flags = ["-n", "2"]
-    if "Open MPI" in version.stdout:
-        flags += ["--oversubscribe", "--bind-to", "none"]
-        flags += ["--allow-run-as-root"] * (os.getuid() == 0)
     only = ("--only", "mpi4py", "scipy")
-    status, printed, errors = doctor("--json", *only, launcher=[MPIRUN, *flags])
+    status, printed, errors = doctor("--json", *only, launcher=mpirun(2))
     assert status == 0, printed + errors
     found = by_step(printed)  # one report: two would not parse
     assert found["mpi4py", "import"]["facts"]["ranks"] == "2 of 2 that were started"

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import NOT_KEPT
+from programs import NOT_KEPT, QUICK
+from ranks import MPIRUN, mpirun
 from scenario import command
 
 HERE = Path(__file__).parent
-MPIRUN = shutil.which("mpirun")
 
 pytestmark = [
     pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun"),
@@ -33,13 +32,8 @@ THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_ENABLE_X64"
 
 def launched(ranks, *command, seconds, **environment):
     """Run Python on so many ranks; return its exit code, stdout and stderr, and the end's time."""
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=True)
-    flags = ["-n", str(ranks)]
-    if "Open MPI" in version.stdout:
-        flags += ["--oversubscribe", "--bind-to", "none"]
-        flags += ["--allow-run-as-root"] * (os.getuid() == 0)
     process = subprocess.Popen(
-        [MPIRUN, *flags, sys.executable, *command],
+        [*mpirun(ranks), sys.executable, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,6 +59,7 @@ def test_the_suite_of_distributed_solves(ranks):
         *["-m", "pytest", "tests/mpi", "-q", "-s", "--color=no", "-p", "no:cacheprovider"],
         *["-o", "timeout=240"],
         seconds=800,
+        **QUICK,
     )
     assert code == 0, f"{out}\n{err}"
     assert " passed" in out

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from programs import NOT_KEPT
+from programs import NOT_KEPT, QUICK
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "docker/slurm/local-cluster.sh"
@@ -248,6 +248,8 @@ def test_two_ranks_are_one_world(where, program, containers, tmp_path):
     if where == "srun in the image":
         launch += ["apptainer", "exec", f"--bind={ROOT}", f"--pwd={ROOT}", IMAGE_ROOT]
         containers |= {"PMIX_MCA_gds": "hash"}
+    else:
+        containers |= QUICK
     done = run([*launch, *python], containers, seconds=840)
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -15,6 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from ranks import mpirun
 from scaling_plot import plot
 from scaling_report import report
 
@@ -27,11 +30,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
 
 
@@ -71,7 +69,7 @@ class Study:
         program = [sys.executable, str(script), solver, *map(str, cells), *options]
         print(f"==> {ranks} ranks, {solver}, {cells} cells, {' '.join(options)}", flush=True)
         done = subprocess.run(
-            ["mpirun", "-n", str(ranks), *program],
+            [*mpirun(ranks), *program],
             env=os.environ | ENVIRONMENT,
             capture_output=True,
             text=True,

@@ -11,13 +11,14 @@ import functools
 import importlib.util
 import multiprocessing.connection
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+
+from ranks import MPIRUN, mpirun
 
 __all__ = ["Crew", "available", "crew_of"]
 
@@ -28,7 +29,7 @@ _MISSED = 60.0  # seconds after which ranks that wait for one that does not come
 def available():
     """Tell whether there can be one."""
     found = map(importlib.util.find_spec, ("mpi4py", "petsc4py"))
-    return all(found) and shutil.which("mpirun") is not None
+    return all(found) and MPIRUN is not None
 
 
 @functools.cache
@@ -66,15 +67,11 @@ class Crew:
     def _start(self):
         folder = tempfile.TemporaryDirectory()
         address = os.path.join(folder.name, "crew")
-        flags = ["-n", str(self._ranks), "--oversubscribe", "--bind-to", "none"]
-        version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True)
-        flags = flags if "Open MPI" in version.stdout else flags[:2]
-        as_root = ["--allow-run-as-root"] * (len(flags) > 2 and os.getuid() == 0)
         path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
         with folder, multiprocessing.connection.Listener(address, "AF_UNIX") as listener:
             # When this process ends, or dies, so does what they read.
             self._process = subprocess.Popen(
-                ["mpirun", *flags, *as_root, sys.executable, __file__, address],
+                [*mpirun(self._ranks), sys.executable, __file__, address],
                 stdin=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": path, "BACKSOLVE_MPI_TIMEOUT": str(_MISSED)},
             )

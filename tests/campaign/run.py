@@ -53,6 +53,8 @@ def _all(workers, path, options):
     results = _earlier(path, head, options.resume)
     done = {result["problem"] for result in results}
     wrappers = [wrapper for _, wrapper in families]
+    if "distributed" in options.modules and not any(w.endswith(", ranks") for w in wrappers):
+        print("nothing is drawn on ranks: mpirun, mpi4py or petsc4py is absent", file=sys.stderr)
     left = [
         i
         for i in range(options.problems)

@@ -1,9 +1,11 @@
-"""What XLA compiled, kept from run to run: much of the time of the tests is spent on compiling.
+"""Less compiling, on which most of the time of the tests is spent.
 
-JAX keeps programs in a folder, but writes a file in place: a process that reads at that moment, or
-after one that was killed, finds half of it. So each process with tests has a folder of its own,
-with links to what is kept, and hands on at its end what is whole. Programs with callbacks, those of
-this package, are never kept. `BACKSOLVE_PROGRAMS` names another place; nothing depends on it.
+Here programs run a few times only: they need not be fast, but quickly made, see `QUICK`. And what
+was made is kept from run to run: JAX keeps programs in a folder, but writes a file in place: a
+process that reads at that moment, or after one that was killed, finds half of it. So each process
+with tests has a folder of its own, with links to what is kept, and hands on at its end what is
+whole. Programs with callbacks, those of this package, are never kept. `BACKSOLVE_PROGRAMS` names
+another place; nothing depends on it.
 """
 
 import atexit
@@ -17,9 +19,27 @@ import zlib
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+from packaging.version import Version
+
 MOST = 512 << 20  # bytes that are kept; above, all are made again
 # For processes that would write the same file at the same moment, or that are to compile.
 NOT_KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+# A setting with which XLA compiles in two thirds of the time. What times, races or counts memory
+# does so in processes of its own, with programs as users have them.
+QUICK: dict[str, str] = {}
+if Version(version("jaxlib")) < Version("0.11"):  # where the flag is gone, it ends the process
+    QUICK["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
+
+def compile_quickly() -> None:
+    """Have XLA do so in this process, and in none that it starts."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
+        jax.devices()  # XLA reads its flags once
 
 
 def keep_programs() -> dict[str, str]:
