@@ -134,7 +134,7 @@ def environment(**more):
     foreign = ("OMPI_", "OPAL_", "PMIX_", "SLURM_", "SBATCH_", "SRUN_", "MOUNTS", "MPI")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     mpirun = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    mpirun |= {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+    mpirun |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{SBIN}"
     return kept | mpirun | threads | NOT_KEPT | {"PATH": path} | more

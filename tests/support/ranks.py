@@ -18,4 +18,6 @@ def mpirun(ranks):
     if "Open MPI" in version.stdout:  # the others do it unasked
         command += ["--oversubscribe", "--bind-to", "none"]
         command += ["--allow-run-as-root"] * (os.getuid() == 0)
+        # Ranks that wait leave the processor to those that have something to do.
+        command += ["--mca", "mpi_yield_when_idle", "1"]
     return command
