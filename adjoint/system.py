@@ -162,7 +162,8 @@ def _left_out(
     if part is R:
         return 0.0
     sizes = operator.group.norms(R - part), operator.group.norms(V)
-    return max(ratio(rest, norm * v) for rest, v in zip(*sizes, strict=True))
+    known = [(rest, v) for rest, v in zip(*sizes, strict=True) if math.isfinite(v)]
+    return max((ratio(rest, norm * v) for rest, v in known), default=0.0)
 
 
 def _misfit(

@@ -12,6 +12,9 @@ import pytest
 
 import backsolve
 from backsolve import InputError, SolverError, petsc
+from backsolve.adjoint.operators import Dense
+from backsolve.adjoint.system import _left_out
+from backsolve.wrappers.petsc.null_space import NullSpaces, Singular
 
 pytestmark = pytest.mark.petsc
 
@@ -94,6 +97,7 @@ KINDS = {
     "gmres-jacobi": ("gmres", "jacobi", {"scaled": True}),
     "bcgs-sor, by an explicit transpose": ("bcgs", "sor", {"scaled": True}),
     "gmres-jacobi, two components": ("gmres", "jacobi", {"scaled": True, "components": 2}),
+    "preonly-svd": ("preonly", "svd", {"scaled": True}),
 }
 
 
@@ -166,6 +170,49 @@ def test_a_null_space_that_the_matrix_has_not_is_refused(scaled, PETSc):
     case.A_of = lambda w: A_of(w) + shift
     with pytest.raises(InputError, match=r"attached to A is none: .*, ‖A v‖ is \d\.\de-02 of"):
         case.solve(W, B)
+    case.A_of = A_of
+    assert judged(case)
+
+
+def test_vectors_need_not_be_of_length_one(PETSc, close):
+    case = Case(PETSc, "cg", "jacobi", attach="none")
+    try:
+        space = case.space(PETSc, np.ones((N, 1)))
+    except PETSc.Error:  # in a debug build
+        return
+    case.mat.setNullSpace(space)
+    case.f = petsc.from_ksp(case.ksp)
+    b = B - B.mean()
+    close(case.solve(W, b), case.reference(W, b), 1e-9)
+    assert judged(case) is True
+
+
+def test_a_condition_number_is_that_of_the_directions_that_are_left(PETSc):
+    case = Case(PETSc, "gmres", "jacobi", scaled=True, components=2)
+    with backsolve.record() as log, backsolve.policy(verdict="full"):
+        jax.grad(loss(case.solve), (0, 1))(W, B)
+    sizes = np.linalg.svd(case.A_of(W), compute_uv=False)
+    assert log[-1].trusted
+    assert 1.0 < log[-1].condition < 100 * sizes[0] / sizes[N - 3]
+
+
+def test_a_column_that_fails_spoils_no_other(PETSc):
+    case = Case(PETSc, "gmres", "jacobi", scaled=True)
+    operator = Singular(Dense(N), NullSpaces(case.right, case.left))
+    R = operator.compatible(B3, transposed=False)
+    V = np.stack([B, np.full(N, np.nan), np.zeros(N)], axis=1)
+    R[:, 2] = 0.0
+    assert _left_out(operator, R, V, 1.0, False) < 1e-15
+    assert _left_out(operator, R + 0.1 * case.left, V, 1.0, False) == np.inf  # by the last
+    assert 0.01 < _left_out(operator, R[:, :2] + 0.1 * case.left, V[:, :2], 1.0, False) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_types_are_those_without_a_null_space(dtype, PETSc):
+    case = Case(PETSc, "cg", "jacobi")
+    case.ksp.setTolerances(rtol=1e-5)
+    data = case.A_of(W)[case.rows, case.columns].astype(dtype)
+    assert case.f(data, B.astype(dtype)).dtype == dtype
 
 
 def test_a_direction_that_leaves_the_null_space_is_not_trusted(PETSc):

@@ -23,7 +23,7 @@ from .quadratic import SHAPES, draw, polished
 from .quadratic import drawn as program
 from .uses import slip
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "ksp_of"]
 
 NAMES = itertools.count()
 
@@ -45,19 +45,23 @@ def configured(thing, options):
 # KSP
 
 
-def by_ksp(choices, rng):
+def ksp_of(A, where, options):
+    """Return a KSP with a sparse matrix of this pattern."""
     from petsc4py import PETSc
 
+    matrix = scipy.sparse.csr_matrix(where * 1.0)
+    arrays = matrix.indptr, matrix.indices, A[where]
+    ksp = PETSc.KSP().create()
+    ksp.setOperators(PETSc.Mat().createAIJ(A.shape, csr=arrays))  # type: ignore[arg-type]
+    configured(ksp, options)
+    return ksp
+
+
+def by_ksp(choices, rng):
     A, where, kind, singular = petsc_matrix(rng, False)
     options, adjoint = petsc_options(rng, choices)
-    matrix = scipy.sparse.csr_matrix(where * 1.0)
     other = np.where(where, A + 0.1 * np.abs(A).max() * rng.standard_normal(A.shape), 0.0)
-    arrays = matrix.indptr, matrix.indices, other[where]
-    M = PETSc.Mat().createAIJ(A.shape, csr=arrays)  # type: ignore[arg-type]
-    ksp = PETSc.KSP().create()
-    ksp.setOperators(M)
-    configured(ksp, options)
-    f = petsc.from_ksp(ksp, adjoint_options=adjoint)
+    f = petsc.from_ksp(ksp_of(other, where, options), adjoint_options=adjoint)
     system = sparse_system(A, where, kind, singular, lambda matrix, b: f(matrix.data, b))
     b, x_bar = right_hand_sides(rng, A), right_hand_sides(rng, A.T)
     if rng.random() < 0.5:

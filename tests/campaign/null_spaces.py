@@ -12,13 +12,12 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 
 from backsolve import petsc
 
 from . import exact
 from .case import Case, Family, distance, gradient
-from .existing import configured
+from .existing import ksp_of
 from .iterative import GENERAL, SYMMETRIC, petsc_options
 from .linear import said
 
@@ -74,8 +73,6 @@ def truth(A, N, M, b, x_bar):
 
 
 def by_ksp(choices, symmetric, rng):
-    from petsc4py import PETSc
-
     D, U = graph(rng)
     (n, m), k = D.shape, U.shape[1]
     w = 10 ** (rng.uniform(-7, 0) * rng.random(m)) * (1 - 2 * (rng.random(m) < 0.05))
@@ -92,13 +89,8 @@ def by_ksp(choices, symmetric, rng):
     A = A_of(w)
     N, M = (np.linalg.qr(U / scale[:, None])[0] for scale in (right, left))
     where = np.abs(D) @ np.abs(D).T > 0
-    matrix = scipy.sparse.csr_matrix(where * 1.0)
-    arrays = matrix.indptr, matrix.indices, A_of(w * rng.uniform(0.5, 2, m))[where]
-    mat = PETSc.Mat().createAIJ(A.shape, csr=arrays)  # type: ignore[arg-type]
-    attach(mat, N, M, attached)
-    ksp = PETSc.KSP().create()
-    ksp.setOperators(mat)
-    configured(ksp, options)
+    ksp = ksp_of(A_of(w * rng.uniform(0.5, 2, m)), where, options)
+    attach(ksp.getOperators()[0], N, M, attached)
     f = petsc.from_ksp(ksp, adjoint_options=adjoint)
     b, x_bar = rng.standard_normal((2, n)) * 10.0 ** rng.integers(-3, 4, (2, 1))
 

@@ -77,8 +77,6 @@ class UserWorkspace(Workspace):
         self.tolerances = type(self.tolerances)(*self.ksp.getTolerances())
         forget_failure(self.PETSc, self.ksp)
         super().load(J)
-        if self._spaces is not None:
-            self._spaces.check(self.A)
         self._states_loaded = self._states()
 
     def set_up(self, ksp):
@@ -133,6 +131,8 @@ class UserWorkspace(Workspace):
         else:
             self.A.getDenseArray()[...] = J
         self.A.assemble()
+        if self._spaces is not None:
+            self._spaces.check(self.A)
         if callable(self._update_pmat):
             self._update_pmat(self.A, self.P)
             self.P.assemble()

@@ -43,11 +43,11 @@ class NullSpaces:
 
     def compatible(self, b: Any) -> Any:
         """Return P b."""
-        return b - self.M @ (self.M.T @ b)
+        return _without(self.M, b)
 
     def smallest(self, x: Any) -> Any:
         """Return Q x."""
-        return x - self.N @ (self.N.T @ x)
+        return _without(self.N, x)
 
     def check(self, A: Any) -> None:
         """Refuse a matrix that has other null spaces."""
@@ -59,6 +59,11 @@ class NullSpaces:
                     f"values, ‖{name} v‖ is {share:.1e} of ‖A‖; attach the right one, or "
                     "none if A is regular, and call from_ksp again"
                 )
+
+
+def _without(basis: np.ndarray, v: Any) -> Any:
+    basis = basis.astype(v.dtype, copy=False)
+    return v - basis @ (basis.T @ v)
 
 
 def null_spaces(A: Any) -> NullSpaces | None:
@@ -76,7 +81,8 @@ def _basis(A: Any, space: Any) -> np.ndarray | None:
     columns = [np.array(vector.getArray(readonly=True)) for vector in space.getVecs()]
     if space.hasConstant():
         columns.append(np.full(n, n**-0.5))
-    return np.array(columns).T if columns else None
+    # They are to be orthonormal, which PETSc checks in its debug builds only.
+    return np.linalg.qr(np.array(columns).T)[0] if columns else None
 
 
 def _image(A: Any, product: Any, basis: np.ndarray) -> float:
