@@ -21,7 +21,7 @@ def campaign(folder, *options):
     """Run it; return the exit status, what it wrote down of each problem, and what it printed."""
     command = [sys.executable, str(RUN), "--output", str(folder), *map(str, options)]
     # Most of the time would be spent on compiling what is run once or twice.
-    cheap = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | QUICK
+    cheap = {"OPENBLAS_NUM_THREADS": "1"} | QUICK
     if "--workers" in options:
         cheap |= NOT_KEPT
     run = subprocess.run(

@@ -19,27 +19,13 @@ import zlib
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-from packaging.version import Version
-
 MOST = 512 << 20  # bytes that are kept; above, all are made again
 # For processes that would write the same file at the same moment, or that are to compile.
 NOT_KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-# A setting with which XLA compiles in two thirds of the time. What times, races or counts memory
-# does so in processes of its own, with programs as users have them.
-QUICK: dict[str, str] = {}
-if Version(version("jaxlib")) < Version("0.11"):  # where the flag is gone, it ends the process
-    QUICK["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-
-
-def compile_quickly() -> None:
-    """Have XLA do so in this process, and in none that it starts."""
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUICK.items():
-            patch.setenv(name, value)
-        jax.devices()  # XLA reads its flags once
+# For programs that run a few times. `conftest.py` sets it for the tests' own process; what times,
+# races or counts memory does so in processes of its own, with programs as users have them. (XLA is
+# quicker still without its fusion emitters, but the LLVM of JAX 0.10 then makes wrong code.)
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def keep_programs() -> dict[str, str]:
