@@ -128,7 +128,8 @@ available() {
 test_in() {
     local status=0
     say "$1: pytest -m '$2' with JAX $(jax_in "$1")"
-    "$1/bin/pytest" -q -n logical --maxprocesses 8 --dist loadfile -p no:benchmark \
+    # Once with programs as users have them: see tests/support/programs.py.
+    JAX_DISABLE_MOST_OPTIMIZATIONS=0 "$1/bin/pytest" -q -n logical --maxprocesses 8 --dist loadfile -p no:benchmark \
         -p no:cacheprovider -m "$2" || status=$?
     [ "$status" -ne 5 ] || die "no test carries the marker $2"
     return "$status"

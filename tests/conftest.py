@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from programs import NOT_KEPT, keep_programs
+from programs import NOT_KEPT, QUICK, keep_programs
 from scenario import command
 
 os.environ |= keep_programs()  # read when JAX is imported, here and in other processes
@@ -15,7 +15,8 @@ os.environ |= keep_programs()  # read when JAX is imported, here and in other pr
 import jax
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # see programs.py
+if not QUICK.keys() & os.environ.keys():
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from fused import check_fused
 from jax.test_util import check_grads
 
 from backsolve import InputError
@@ -663,3 +664,20 @@ def test_a_vertex_of_the_simplex_does_not_move(value):
     vertex = np.sum(P > 0, axis=1) == 1
     assert vertex.sum() > 50
     np.testing.assert_array_equal(J[vertex], np.zeros((vertex.sum(), 4, 4)))
+
+
+SORTING = {
+    "simplex": onto.projection_simplex,
+    "sparse simplex": lambda x, value: onto.projection_sparse_simplex(x, 2, value=value),
+    "l1 sphere": onto.projection_l1_sphere,
+    "l1 ball": onto.projection_l1_ball,
+    "box section": lambda x, value: onto.projection_box_section(x, (0.0, value, 1.0, 1.5 * value)),
+}
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+@pytest.mark.parametrize("name", SORTING)
+def test_an_entry_is_what_sorting_made_of_it_though_xla_computes_it_anew(name, n):
+    rng = np.random.default_rng(n)
+    x, value = rng.standard_normal((COUNT, n)), 0.1 + rng.random(COUNT)
+    check_fused(jax.vmap(SORTING[name]), (x, value), directions((x, value), 4))

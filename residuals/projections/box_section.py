@@ -11,6 +11,7 @@ from jax import lax
 from backsolve.adjoint.status import InputError
 
 from .emptiness import one_if_nonempty
+from .ranks import ranked
 
 __all__ = ["projection_box_section"]
 
@@ -124,7 +125,8 @@ def _solve_once(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ..
     first, last = (α - x) / slope, (β - x) / slope
     enters = jnp.where(level, jnp.inf, jnp.minimum(first, last))
     leaves = jnp.where(level, jnp.inf, jnp.maximum(first, last))
-    t = jnp.sort(jnp.concatenate([enters, leaves]))
+    t, rank = ranked(jnp.concatenate([enters, leaves]))
+    entering, leaving = jnp.split(rank, 2)
     least, most = _extremes(α, β, w)
     c = jnp.clip(c, jnp.sum(least), jnp.sum(most))  # which rounding may have crossed
 
@@ -150,8 +152,8 @@ def _solve_once(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ..
     k = jnp.where(k == t.size, count(lambda value: value < c), k)
     start = jnp.where(k == 0, -jnp.inf, t[k - 1])
     end = jnp.where(k == t.size, jnp.inf, t[jnp.minimum(k, t.size - 1)])
-    before = end <= enters
-    rising = ~level & (enters <= start) & (leaves >= end) & (start < end)
+    before = k <= entering
+    rising = ~level & ~before & (k <= leaving)
     square = jnp.sum(w * w, where=rising)
     square = jnp.where(square > 0, square, 1.0)
     ends = jnp.where(before, least, most)

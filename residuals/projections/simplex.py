@@ -11,6 +11,7 @@ from jax import lax
 from backsolve.adjoint.status import InputError
 
 from .emptiness import one_if_nonempty
+from .ranks import ranked
 
 __all__ = [
     "kl_projection_simplex",
@@ -142,15 +143,16 @@ def threshold(x: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     If `value` is 0, the support is that of all small values.
     """
-    x = x - jnp.max(x)
+    d, rank = ranked(-x)
+    d = d[0] - d  # descends from 0
     # τ ≥ −value: entries below that are as good as equal to it, and rounding does not grow with x.
-    above = (x > -value) | (x == 0)
-    x = jnp.maximum(x, -value)
-    descending = -jnp.sort(-x)
+    above = (d > -value) | (d == 0)
+    d = jnp.maximum(d, -value)
     k = jnp.arange(1, x.size + 1, dtype=x.dtype)
-    positive = k * descending - jnp.cumsum(descending) + value > 0
-    count = jnp.sum(positive & (descending > -value))  # where rounding has no say
-    s = above & (x >= descending[jnp.maximum(count - 1, 0)])
-    τ = (jnp.sum(x, where=s) - value) / jnp.sum(s)
+    positive = k * d - jnp.cumsum(d) + value > 0
+    count = jnp.sum(positive & (d > -value))  # where rounding has no say
+    s = above & (d >= d[jnp.maximum(count - 1, 0)]) & ~jnp.isnan(d[-1])
+    τ = (jnp.sum(d, where=s) - value) / jnp.sum(s)
     # Once more with the same support: the sum of p, not only τ, is then right to rounding.
-    return τ + (jnp.sum(x - τ, where=s) - value) / jnp.sum(s), s
+    τ = τ + (jnp.sum(d - τ, where=s) - value) / jnp.sum(s)
+    return τ, s[rank]
