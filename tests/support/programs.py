@@ -23,9 +23,8 @@ MOST = 512 << 20  # bytes that are kept; above, all are made again
 # For processes that would write the same file at the same moment, or that are to compile.
 NOT_KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 # For programs that run a few times. `conftest.py` sets it for the tests' own process, unless it is
-# set; what times, races or counts memory does so in processes of its own, with programs as users have
-# them. (XLA is quicker still without its fusion emitters, but the LLVM of JAX 0.10 then makes wrong
-# code.)
+# set; what times, races or counts memory does so in processes of its own, as users compile it. (XLA
+# is quicker still without its fusion emitters, but the LLVM of JAX 0.10 then makes wrong code.)
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
