@@ -11,7 +11,7 @@ from jax import lax
 from backsolve.adjoint.status import InputError
 
 from .emptiness import one_if_nonempty
-from .ranks import ranked
+from .ranked import ranked
 
 __all__ = [
     "kl_projection_simplex",
