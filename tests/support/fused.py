@@ -41,7 +41,7 @@ def check_fused(f, args, directions, *, tolerance=1e-9):
     computed = tuple(np.asarray(FACTOR, a.dtype) * a for a in args)
     with optimized():
         got = program(args, directions)
-        expected = jax.jit(lambda *args: jax.jvp(f, *args))(computed, directions)
+    expected = jax.jit(lambda *args: jax.jvp(f, *args))(computed, directions)
     for ours, theirs in zip(got, expected, strict=True):
         assert np.isfinite(theirs).all()
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
