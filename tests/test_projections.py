@@ -675,6 +675,7 @@ SORTING = {
 }
 
 
+@pytest.mark.jax_versions
 @pytest.mark.parametrize("n", [5, 8])
 @pytest.mark.parametrize("name", SORTING)
 def test_an_entry_is_what_sorting_made_of_it_though_xla_computes_it_anew(name, n):
