@@ -2,7 +2,7 @@
 
     A = L D diag(w) Dᵀ R,  N = R⁻¹ U,  M = L⁻¹ U                 with Dᵀ U = 0
     [A  M; Nᵀ 0] (x, ·) = (b, 0),  [Aᵀ N; Mᵀ 0] (λ, ·) = (x̄, 0)
-    b̄ = λ,  w̄ = −(Dᵀ L λ) ∘ (Dᵀ R x)
+    b̄ = λ,  w̄ = −Bᵀ λ,  B = L D diag(Dᵀ R x)
 
 D is the incidence matrix of a graph, and U tells its components. There is room where a plain
 method is given time: others may stall for reasons of their own.
@@ -101,8 +101,9 @@ def by_ksp(choices, symmetric, rng):
     sigma = float(s[n - k - 1] / s[0]) if known else 0.0
     if known and found is not None:
         x, λ = truth(A, N, M, b, x_bar)
-        expected = -(D.T @ (left * λ)) * (D.T @ (right * x)), λ
-        error = max(map(distance, found, expected))
+        B = left[:, None] * D * (D.T @ (right * x))
+        size = np.linalg.norm(λ) * np.linalg.norm(B)
+        error = max(distance(found[0], -B.T @ λ, size), distance(found[1], λ))
     plain = (options["ksp_type"], options["pc_type"]) in PLAIN
     given = options.get("ksp_rtol", 0) <= 1e-8 and options.get("ksp_max_it", 0) >= 1000
     short = {"ksp_gmres_restart"} & {*options} or adjoint.get("ksp_rtol", 0) > 1e-10
