@@ -235,7 +235,7 @@ def judged(
             conditioning = by_estimate(*known, max(eta[j] for j in good) + misfit)
         if conditioning.kind == "estimate" and singular(conditioning.value):
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
-        if misfit:
+        if misfit > EPS:  # less is rounding, which eta has
             # A bound may be what a random vector shows, of which a direction is a small part.
             hidden = math.sqrt(unknowns(operator)) if conditioning.kind == "bound" else 1.0
             declared = hidden * conditioning.value * misfit

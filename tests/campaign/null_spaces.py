@@ -5,7 +5,7 @@
     b̄ = λ,  w̄ = −Bᵀ λ,  B = L D diag(Dᵀ R x)
 
 D is the incidence matrix of a graph, and U tells its components. There is room where a plain
-method is given time: others may stall for reasons of their own.
+method is given time, and CG no negative w: others may stall for reasons of their own.
 """
 
 import functools
@@ -105,6 +105,7 @@ def by_ksp(choices, symmetric, rng):
         size = np.linalg.norm(λ) * np.linalg.norm(B)
         error = max(distance(found[0], -B.T @ λ, size), distance(found[1], λ))
     plain = (options["ksp_type"], options["pc_type"]) in PLAIN
+    plain = plain and not (options["ksp_type"] == "cg" and (w < 0).any())
     given = options.get("ksp_rtol", 0) <= 1e-8 and options.get("ksp_max_it", 0) >= 1000
     short = {"ksp_gmres_restart"} & {*options} or adjoint.get("ksp_rtol", 0) > 1e-10
     room = known and sigma >= 1e-5 and plain and given and not short
