@@ -235,11 +235,13 @@ def judged(
             conditioning = by_estimate(*known, max(eta[j] for j in good) + misfit)
         if conditioning.kind == "estimate" and singular(conditioning.value):
             status = [Status.SINGULAR if s is Status.SUCCESS else s for s in status]
-        if misfit > EPS:  # less is rounding, which eta has
+        if misfit:
             # A bound may be what a random vector shows, of which a direction is a small part.
             hidden = math.sqrt(unknowns(operator)) if conditioning.kind == "bound" else 1.0
             declared = hidden * conditioning.value * misfit
-        if not declared <= policy.gradient_tol and not solution.doubt:
+        # Of less than rounding no declaration is to blame: it counts in the estimate alone.
+        blamed = not (declared <= policy.gradient_tol or misfit <= EPS)
+        if blamed and not solution.doubt:
             solution.doubt = _DECLARED.format(misfit)
     if reuse == "new":
         store.keep(entry)

@@ -126,3 +126,15 @@ def test_no_gradient_is_trusted_that_a_slip_has_spoiled(way, digits, share):
         elif share * 10**digits > 1e-2:
             assert not adjoint.trusted
             assert "declared" in adjoint.doubt
+
+
+@pytest.mark.parametrize(("misfit", "blamed"), [(float("nan"), True), (1e-3, True), (1e-17, False)])
+def test_a_declaration_is_to_blame_for_more_than_rounding_and_for_what_is_unknown(
+    misfit, blamed, monkeypatch
+):
+    monkeypatch.setattr("backsolve.adjoint.system._misfit", lambda *_: misfit)
+    A, b, _ = system(0, 1)
+    with backsolve.record() as log, backsolve.policy(on_untrusted="ignore"):
+        jax.grad(lambda b: jnp.sum(krylov.solve(lambda x: jnp.asarray(A) @ x, b)))(b)
+    assert ("declared" in log[-1].doubt) is blamed
+    assert log[-1].trusted is not blamed

@@ -178,8 +178,8 @@ def test_vectors_need_not_be_of_length_one(PETSc, close):
     case = Case(PETSc, "cg", "jacobi", attach="none")
     try:
         space = case.space(PETSc, np.ones((N, 1)))
-    except PETSc.Error:  # in a debug build
-        return
+    except PETSc.Error:
+        pytest.skip("a debug build of PETSc refuses them")
     case.mat.setNullSpace(space)
     case.f = petsc.from_ksp(case.ksp)
     b = B - B.mean()

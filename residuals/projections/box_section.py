@@ -152,7 +152,7 @@ def _solve_once(x: Any, α: Any, β: Any, w: Any, c: Any) -> tuple[jax.Array, ..
     k = jnp.where(k == t.size, count(lambda value: value < c), k)
     start = jnp.where(k == 0, -jnp.inf, t[k - 1])
     end = jnp.where(k == t.size, jnp.inf, t[jnp.minimum(k, t.size - 1)])
-    before = k <= entering
+    before = k <= entering  # the piece ends at breakpoint k, and begins at the one before
     rising = ~level & ~before & (k <= leaving)
     square = jnp.sum(w * w, where=rising)
     square = jnp.where(square > 0, square, 1.0)
