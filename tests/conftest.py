@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: double precision, a fresh store, comparisons, fresh processes."""
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +19,13 @@ import jax
 jax.config.update("jax_enable_x64", True)
 if not QUICK.keys() & os.environ.keys():
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mpi_for_threads():
+    """Start MPI as backsolve does: tests import PETSc too, whose own start is for one thread."""
+    with contextlib.suppress(ImportError, RuntimeError):  # absent, or broken: some tests tell
+        importlib.import_module("mpi4py.MPI")
 
 
 @pytest.fixture(scope="module", autouse=True)
