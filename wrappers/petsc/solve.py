@@ -89,7 +89,8 @@ def ksp(
         SolverError: If the KSP diverges; the message holds PETSc's reason. With `comm` all ranks
             raise, also if one of them ended.
         SolverNotFound: If petsc4py is not installed, or with `comm` mpi4py.
-        SolverBroken: If MPI is not the one of PETSc, or of the launcher.
+        SolverBroken: If PETSc is not of petsc4py's version, or for complex numbers; with `comm`
+            also if MPI is not PETSc's or the launcher's, or was started for one thread.
 
     Source: PETSc/TAO Users Manual, chapter KSP (https://petsc.org/release/manual/ksp/).
     """
@@ -179,6 +180,8 @@ def snes(
         SolverError: If the SNES diverges; the message holds PETSc's reason. With `comm` all ranks
             raise.
         SolverNotFound: If petsc4py is not installed, or with `comm` mpi4py.
+        SolverBroken: If PETSc is not of petsc4py's version, or for complex numbers; with `comm`
+            also if MPI is not PETSc's or the launcher's, or was started for one thread.
 
     Source: PETSc/TAO Users Manual, chapter SNES (https://petsc.org/release/manual/snes/).
     """
